@@ -1,0 +1,250 @@
+"""The configuration: one `config.yaml`, read once, every problem named at once with its path.
+
+Owns the keys, their units, defaults and bounds; `config.yaml` in the repository explains each.
+Speaks frozen pydantic models; secrets may come from environment variables instead.
+Never re-reads the file while the node runs.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from dicom_node.errors import ConfigurationError
+
+Seconds = Annotated[float, Field(gt=0)]
+Port = Annotated[int, Field(ge=1, le=65535)]
+Count = Annotated[int, Field(ge=1)]
+AeTitle = Annotated[str, Field(min_length=1, max_length=16, pattern=r"^[\x21-\x5b\x5d-\x7e][\x20-\x5b\x5d-\x7e]*$")]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Uid = Annotated[str, Field(max_length=64, pattern=r"^(0|[1-9][0-9]*)(\.(0|[1-9][0-9]*))+$")]
+
+SECRET_VARIABLE = "ANATOMYNODE_HASH_KEY"
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Tls(_Section):
+    """DICOM TLS (PS3.15 B.12). Peers must show a certificate that `ca` has signed."""
+
+    certificate: Path
+    key: Path
+    ca: Path
+
+
+class Listener(_Section):
+    """The DICOM door: who may come in, and how much of it one peer may take."""
+
+    ae_title: AeTitle = "ANATOMYNODE"
+    host: str = "127.0.0.1"
+    port: Port = 11112
+    tls: Tls | None = None
+    max_associations: Count = 10
+    max_associations_per_address: Count = 10
+    idle_timeout_s: Seconds = 30.0
+    """An association without a message for this long is closed."""
+    pdu_timeout_s: Seconds = 15.0
+    """From a PDU's first byte to its last; also the time for the TLS handshake and the association request."""
+    max_pdu_bytes: Annotated[int, Field(ge=4096, le=1 << 20)] = 131_072
+    """Offered to the peer as maximum length; a longer PDU ends the connection."""
+    max_instance_mib: Count = 64
+    """A longer message ends the association."""
+    max_outstanding_requests: Count = 64
+    discard_sop_classes: tuple[Uid, ...] = ()
+    """Storage classes that are accepted, counted and thrown away."""
+
+
+class Peer(_Section):
+    """A DICOM application that may send to this node."""
+
+    ae_title: AeTitle
+    addresses: tuple[str, ...]
+    """IP addresses or networks, such as 10.1.2.3 or 10.1.2.0/24."""
+
+    @field_validator("addresses")
+    @classmethod
+    def _are_networks(cls, addresses: tuple[str, ...]) -> tuple[str, ...]:
+        if not addresses:
+            raise ValueError("name at least one address; 0.0.0.0/0 and ::/0 admit every one")
+        for address in addresses:
+            ipaddress.ip_network(address, strict=False)
+        return addresses
+
+    def admits(self, address: str) -> bool:
+        """Whether a connection from `address` may use this AE title."""
+        ip = ipaddress.ip_address(address.removeprefix("::ffff:"))
+        return any(ip in ipaddress.ip_network(network, strict=False) for network in self.addresses)
+
+
+class Storage(_Section):
+    """Where the node keeps what it must not lose. One local disk; network folders do not fsync honestly."""
+
+    folder: Path = Path("/var/lib/anatomynode")
+    reserve_mib: Count = 2048
+    """With less free space than this, C-STORE answers 0xA700 (out of resources)."""
+
+    @property
+    def database(self) -> Path:
+        """The SQLite file."""
+        return self.folder / "anatomynode.sqlite"
+
+    @property
+    def spool(self) -> Path:
+        """Received instances."""
+        return self.folder / "spool"
+
+    @property
+    def results(self) -> Path:
+        """RT Structure Sets."""
+        return self.folder / "results"
+
+
+class SeriesRules(_Section):
+    """When a series is complete, and which series of a study is contoured."""
+
+    grace_s: Annotated[float, Field(ge=0)] = 2.0
+    """Wait after the released association that brought a gapless stack."""
+    quiet_period_s: Seconds = 30.0
+    """Without better evidence, a series is complete when nothing came for this long."""
+    min_slices: Annotated[int, Field(ge=2)] = 20
+    """Fewer slices are no planning CT."""
+    query_source: str | None = None
+    """Name of the destination to ask by C-FIND how many instances the series has."""
+    exclude_kernels: tuple[str, ...] = ("bone", "lung", "sharp")
+    """A reconstruction whose ConvolutionKernel, SeriesDescription or ProtocolName has such a word loses against
+    one without."""
+
+
+class ModelChoice(_Section):
+    """Which network contours, and the one whose hash a physicist approved."""
+
+    package: str = "anatomynet-hn"
+    folder: Path | None = None
+    """Folder of packages; None means those that came with the program."""
+    approved_sha256: Sha256 | None = None
+    """Only this model.onnx may send. None: nothing is sent; jobs are HELD with the reason."""
+
+
+class Inference(_Section):
+    """Where the network runs."""
+
+    device: Literal["cuda", "cpu"] = "cuda"
+    allow_cpu: bool = False
+    """Whether the CPU may stand in where CUDA is missing; without it the worker does not start."""
+    threads: Annotated[int, Field(ge=0)] = 0
+    """CPU threads of ONNX Runtime; 0 takes one a core."""
+
+
+class RtStruct(_Section):
+    """How contours are drawn and named."""
+
+    contour_mode: Literal["smooth", "voxel"] = "smooth"
+    simplify_mm: Annotated[float, Field(ge=0, le=0.1)] = 0.1
+    """The furthest that a simplified contour may leave the traced one (smooth mode)."""
+    structure_set_label: Annotated[str, Field(min_length=1, max_length=16)] = "AnatomyNode"
+    series_description: Annotated[str, Field(max_length=64)] = "AnatomyNode contours (unapproved)"
+
+
+class Destination(_Section):
+    """A DICOM application that receives the RT Structure Sets."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,31}$")]
+    host: str
+    port: Port
+    ae_title: AeTitle
+    calling_ae_title: AeTitle | None = None
+    """None: the listener's own."""
+    tls: Tls | None = None
+    connect_timeout_s: Seconds = 10.0
+    response_timeout_s: Seconds = 60.0
+    """For the association's acceptance and for each answer."""
+
+
+class Retry(_Section):
+    """How transient failures of a delivery are tried again: until cancelled."""
+
+    first_delay_s: Seconds = 5.0
+    max_delay_s: Annotated[float, Field(gt=0, le=900)] = 900.0
+    alert_after_s: Seconds = 3600.0
+
+
+class Http(_Section):
+    """`/metrics`, `/healthz` and `/readyz`."""
+
+    host: str = "127.0.0.1"
+    port: Port = 9104
+
+
+class Logging(_Section):
+    """What is written to the standard error stream."""
+
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    format: Literal["json", "console"] = "json"
+
+
+class Config(_Section):
+    """The whole configuration."""
+
+    listener: Listener = Listener()
+    peers: tuple[Peer, ...]
+    storage: Storage = Storage()
+    series: SeriesRules = SeriesRules()
+    model: ModelChoice = ModelChoice()
+    inference: Inference = Inference()
+    rt_struct: RtStruct = RtStruct()
+    destinations: tuple[Destination, ...]
+    retry: Retry = Retry()
+    http: Http = Http()
+    logging: Logging = Logging()
+    hash_key: Annotated[str, Field(min_length=16)] | None = Field(default=None, repr=False)
+    """Secret key under which patient and accession numbers are hashed; better given by the environment
+    variable ANATOMYNODE_HASH_KEY. None: a random one is made once and kept in the storage folder."""
+
+    @model_validator(mode="after")
+    def _is_consistent(self) -> Config:
+        names = [destination.name for destination in self.destinations]
+        for name in sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"destinations: two are called {name!r}; give each its own name")
+        source = self.series.query_source
+        if source is not None and source not in names:
+            raise ValueError(f"series.query_source: there is no destination {source!r}; known: {names}")
+        return self
+
+
+def read_config(path: Path) -> Config:
+    """Read and check a configuration.
+
+    Raises:
+        ConfigurationError: with every problem, each with the path of its key.
+    """
+    try:
+        raw: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as problem:
+        raise ConfigurationError((f"{path}: cannot be read: {problem.strerror}",)) from problem
+    except yaml.YAMLError as problem:
+        raise ConfigurationError((f"{path}: is no YAML: {problem}",)) from problem
+    if not isinstance(raw, dict):
+        raise ConfigurationError((f"{path}: must hold keys and values, such as `peers:`",))
+    if os.environ.get(SECRET_VARIABLE):
+        raw["hash_key"] = os.environ[SECRET_VARIABLE]
+    try:
+        return Config.model_validate(raw)
+    except ValidationError as problem:
+        raise ConfigurationError(
+            tuple(f"{path}: {_where(error['loc'])}: {error['msg']}" for error in problem.errors())
+        ) from problem
+
+
+def _where(location: tuple[int | str, ...]) -> str:
+    """`("peers", 0, "ae_title")` as `peers[0].ae_title`."""
+    words = ""
+    for part in location:
+        words += f"[{part}]" if isinstance(part, int) else f".{part}" if words else part
+    return words or "the whole file"

@@ -1,0 +1,201 @@
+"""The tables: what was received, what was made of it, where it went, and every change of state.
+
+Owns the relational schema; `migrations/` builds it and its triggers.
+Speaks SQLAlchemy declarative classes; times are UTC seconds since the epoch; files are relative
+to the spool or results folder.
+Never holds a patient's name, ID or birth date: what people search for is kept as a keyed hash.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Any
+
+from sqlalchemy import JSON, CheckConstraint, ForeignKey, Index, UniqueConstraint, text
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+from dicom_node.states import DeliveryState, JobState, SeriesState
+
+
+def _one_of(column: str, states: type[StrEnum]) -> CheckConstraint:
+    names = ", ".join(f"'{state.value}'" for state in states)
+    return CheckConstraint(f"{column} IN ({names})", name=f"{column}_is_known")
+
+
+class Base(DeclarativeBase):
+    """The root of the tables."""
+
+    type_annotation_map = {dict[str, Any]: JSON, list[Any]: JSON}  # noqa: RUF012 (SQLAlchemy reads it)
+
+
+class Association(Base):
+    """One DICOM association with a peer that was let in."""
+
+    __tablename__ = "associations"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    calling_ae_title: Mapped[str]
+    called_ae_title: Mapped[str]
+    peer_address: Mapped[str]
+    opened_at: Mapped[float]
+    ended_at: Mapped[float | None]
+    outcome: Mapped[str | None]
+    """NULL while it is open, then `released`, `aborted` or `lost` (ended without a word, or by our crash)."""
+
+
+class Series(Base):
+    """One CT series, by its SeriesInstanceUID."""
+
+    __tablename__ = "series"
+    __table_args__ = (_one_of("state", SeriesState),)
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    series_instance_uid: Mapped[str] = mapped_column(unique=True)
+    study_instance_uid: Mapped[str] = mapped_column(index=True)
+    patient_key: Mapped[str] = mapped_column(index=True)
+    """Keyed hash of PatientID."""
+    accession_key: Mapped[str] = mapped_column(index=True)
+    """Keyed hash of AccessionNumber."""
+    state: Mapped[SeriesState] = mapped_column(default=SeriesState.RECEIVING)
+    revision: Mapped[int] = mapped_column(default=1)
+    evidence: Mapped[dict[str, Any] | None]
+    """Why the revision was taken for complete: `{"kind": "association" | "query" | "quiet", ...numbers}`."""
+    flag: Mapped[str | None]
+    """What a person should know, such as an instance that came twice with different bytes."""
+    first_instance_at: Mapped[float]
+    last_instance_at: Mapped[float]
+    """When the last *new* instance was committed."""
+    pushed_again_at: Mapped[float | None]
+    """When an instance that was already here was last pushed again, byte for byte."""
+    completed_at: Mapped[float | None]
+
+
+class Instance(Base):
+    """One received instance: the bytes are in the spool, fsynced, before this row exists."""
+
+    __tablename__ = "instances"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    series_id: Mapped[int] = mapped_column(ForeignKey("series.id"), index=True)
+    sop_instance_uid: Mapped[str] = mapped_column(unique=True)
+    sop_class_uid: Mapped[str]
+    transfer_syntax_uid: Mapped[str]
+    sha256: Mapped[str]
+    """Of the data set's bytes as received, without the file's preamble and meta group."""
+    file: Mapped[str] = mapped_column(unique=True)
+    size_bytes: Mapped[int]
+    received_at: Mapped[float]
+    geometry: Mapped[dict[str, Any]]
+    """ImagePositionPatient, ImageOrientationPatient, PixelSpacing, Rows, Columns as far as they are there."""
+
+
+class Arrival(Base):
+    """One acknowledged C-STORE of one instance over one association; resends have a row each."""
+
+    __tablename__ = "arrivals"
+    __table_args__ = (Index("arrivals_by_association", "association_id", "instance_id"),)
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    instance_id: Mapped[int] = mapped_column(ForeignKey("instances.id"), index=True)
+    association_id: Mapped[int] = mapped_column(ForeignKey("associations.id"))
+    at: Mapped[float]
+
+
+class Job(Base):
+    """One contouring of one revision of a series by one model and template."""
+
+    __tablename__ = "jobs"
+    __table_args__ = (
+        _one_of("state", JobState),
+        # One result, however often: the same question is never asked twice.
+        UniqueConstraint("series_id", "revision", "model_sha256", "template", name="one_job_a_revision"),
+        Index("jobs_by_state", "state"),
+        # One worker contours one job at a time.
+        Index("one_job_runs", "state", unique=True, sqlite_where=text("state = 'RUNNING'")),
+    )
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    series_id: Mapped[int] = mapped_column(ForeignKey("series.id"), index=True)
+    revision: Mapped[int]
+    model_name: Mapped[str]
+    model_sha256: Mapped[str]
+    template: Mapped[str] = mapped_column(default="default")
+    state: Mapped[JobState] = mapped_column(default=JobState.QUEUED)
+    reason: Mapped[str | None]
+    """Why it is in this state, for a person."""
+    reason_code: Mapped[str | None]
+    """The same as a bounded word, for metrics."""
+    traceback: Mapped[str | None]
+    created_at: Mapped[float]
+    """Also the date and time inside the RT-STRUCT, so that a rerun makes the same bytes."""
+    started_at: Mapped[float | None]
+    ended_at: Mapped[float | None]
+    attempts: Mapped[int] = mapped_column(default=0)
+    not_before: Mapped[float | None]
+    """A transient failure is tried again only from then on."""
+    rt_struct_file: Mapped[str | None]
+    rt_struct_sha256: Mapped[str | None]
+    sop_instance_uid: Mapped[str | None]
+    predecessor_sop_instance_uid: Mapped[str | None]
+    report: Mapped[dict[str, Any] | None]
+    """What `anatomynode contour --json` prints: ROIs with volumes, seconds by stage, device."""
+
+
+class Delivery(Base):
+    """A job's result for one destination."""
+
+    __tablename__ = "deliveries"
+    __table_args__ = (
+        _one_of("state", DeliveryState),
+        UniqueConstraint("job_id", "destination", name="one_delivery_a_destination"),
+    )
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    job_id: Mapped[int] = mapped_column(ForeignKey("jobs.id"), index=True)
+    destination: Mapped[str]
+    state: Mapped[DeliveryState] = mapped_column(default=DeliveryState.PENDING)
+    reason: Mapped[str | None]
+    attempts: Mapped[int] = mapped_column(default=0)
+    created_at: Mapped[float]
+    next_attempt_at: Mapped[float]
+    last_status: Mapped[int | None]
+    stored_at: Mapped[float | None]
+
+
+class Transition(Base):
+    """Every change of state, with its time and reason; written in the same transaction as the change."""
+
+    __tablename__ = "transitions"
+    __table_args__ = (Index("transitions_by_subject", "subject", "subject_id"),)
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    subject: Mapped[str]
+    """`series`, `job` or `delivery`."""
+    subject_id: Mapped[int]
+    from_state: Mapped[str | None]
+    to_state: Mapped[str]
+    at: Mapped[float]
+    reason: Mapped[str]
+
+
+class Discarded(Base):
+    """How many instances of a storage class were accepted, counted and thrown away."""
+
+    __tablename__ = "discarded"
+
+    sop_class_uid: Mapped[str] = mapped_column(primary_key=True)
+    instances: Mapped[int]
+    size_bytes: Mapped[int]
+
+
+class WorkerStatus(Base):
+    """The worker's sign of life and figures, which the listener's `/metrics` and `/readyz` show."""
+
+    __tablename__ = "worker_status"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    """Always 1."""
+    pid: Mapped[int]
+    heartbeat_at: Mapped[float]
+    figures: Mapped[dict[str, Any]]
+    """`device`, `model`, `peak_memory_bytes`, ... as `worker.py` writes and `metrics.py` reads them."""

@@ -1,0 +1,92 @@
+"""The states of a series, a job and a delivery, and which may follow which.
+
+Owns the transition tables, as data; the database's triggers are generated from them.
+Speaks the words of docs/ARCHITECTURE.md.
+Never changes a state: that is `jobs.py`'s, which asks here first.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class SeriesState(StrEnum):
+    """What is known about the arrival of a series."""
+
+    RECEIVING = "RECEIVING"
+    """Slices may still come."""
+    COMPLETE = "COMPLETE"
+    """Complete by evidence, which is kept with it; a job exists for this revision."""
+
+
+class JobState(StrEnum):
+    """Where one contouring of one revision of a series stands."""
+
+    QUEUED = "QUEUED"
+    """Waits for the worker."""
+    RUNNING = "RUNNING"
+    """The worker contours it now; after a crash it goes back to QUEUED."""
+    READY = "READY"
+    """The RT-STRUCT is checked and fsynced; its deliveries are under way."""
+    SENT = "SENT"
+    """Every delivery has ended well."""
+    REJECTED = "REJECTED"
+    """Not ours to contour, with the reason; nobody is paged."""
+    FAILED = "FAILED"
+    """Ours, and we could not; somebody is paged."""
+    CANCELLED = "CANCELLED"
+    """A person, or a later revision of the series, ended it."""
+    IGNORED = "IGNORED"
+    """A rule said that this series is not to be contoured."""
+    HELD = "HELD"
+    """Waits until a person releases it."""
+
+
+class DeliveryState(StrEnum):
+    """Where a job's result stands for one destination."""
+
+    PENDING = "PENDING"
+    """Not yet there; tried again with backoff until it is, or until a person cancels it."""
+    STORED = "STORED"
+    """The destination answered success (or a warning) to C-STORE."""
+    COMMITTED = "COMMITTED"
+    """The destination took the commitment to keep it."""
+    REFUSED = "REFUSED"
+    """The destination will never take it as it is."""
+    CANCELLED = "CANCELLED"
+    """A person ended it."""
+
+
+SERIES_TRANSITIONS: dict[SeriesState, frozenset[SeriesState]] = {
+    SeriesState.RECEIVING: frozenset({SeriesState.COMPLETE}),
+    SeriesState.COMPLETE: frozenset({SeriesState.RECEIVING}),  # late slices reopen it
+}
+
+JOB_TRANSITIONS: dict[JobState, frozenset[JobState]] = {
+    JobState.QUEUED: frozenset(
+        {JobState.RUNNING, JobState.CANCELLED, JobState.IGNORED, JobState.HELD, JobState.REJECTED}
+    ),
+    JobState.RUNNING: frozenset(
+        {JobState.QUEUED, JobState.READY, JobState.REJECTED, JobState.FAILED, JobState.CANCELLED, JobState.HELD}
+    ),
+    JobState.READY: frozenset({JobState.SENT, JobState.FAILED, JobState.CANCELLED}),
+    JobState.HELD: frozenset({JobState.QUEUED, JobState.READY, JobState.CANCELLED}),
+    JobState.SENT: frozenset({JobState.READY}),  # pushed again: the stored bytes go out again
+    JobState.REJECTED: frozenset({JobState.QUEUED}),  # a person says: again
+    JobState.FAILED: frozenset({JobState.QUEUED, JobState.READY}),  # a person says: again
+    JobState.CANCELLED: frozenset({JobState.QUEUED}),
+    JobState.IGNORED: frozenset({JobState.QUEUED}),
+}
+
+DELIVERY_TRANSITIONS: dict[DeliveryState, frozenset[DeliveryState]] = {
+    DeliveryState.PENDING: frozenset({DeliveryState.STORED, DeliveryState.REFUSED, DeliveryState.CANCELLED}),
+    DeliveryState.STORED: frozenset({DeliveryState.COMMITTED, DeliveryState.PENDING}),
+    DeliveryState.COMMITTED: frozenset({DeliveryState.PENDING}),
+    DeliveryState.REFUSED: frozenset({DeliveryState.PENDING}),
+    DeliveryState.CANCELLED: frozenset({DeliveryState.PENDING}),
+}
+
+JOB_ENDS = frozenset(
+    {JobState.SENT, JobState.REJECTED, JobState.FAILED, JobState.CANCELLED, JobState.IGNORED}
+)
+DELIVERY_SUCCESSES = frozenset({DeliveryState.STORED, DeliveryState.COMMITTED})

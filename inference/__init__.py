@@ -1,0 +1,1 @@
+"""Turns a CT volume into a segmentation: millimetres, voxels and labels, and nothing else."""

@@ -1,0 +1,1 @@
+"""Makes and describes the `.onnx`: the network, its training, export, and the model packages."""

@@ -1,0 +1,140 @@
+"""The model package: what a `.onnx` expects, what it draws, and how its output becomes structures.
+
+Owns `models/packages/NAME/model.yaml`, read and checked; the sha256 of the `.onnx` beside it.
+Speaks millimetres, HU and TG-263 names; axis order (slices, rows, columns).
+Never loads a network: that is `inference/session.py`'s.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+PACKAGES = Path(__file__).parent / "packages"
+
+Positive = Annotated[float, Field(gt=0)]
+Byte = Annotated[int, Field(ge=0, le=255)]
+
+
+class _Described(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Window(_Described):
+    """The HU range that the network sees; it is scaled to 0..1 and clipped."""
+
+    lower_hu: float
+    upper_hu: float
+
+
+class Input(_Described):
+    """How a CT becomes the network's input: image (1, 1, slices, rows, columns), float32, 0..1.
+
+    The axes are LPS: slices towards the head, rows to posterior, columns to the patient's left.
+    Outside the volume and outside the body the image is air, 0.
+    """
+
+    spacing_mm: tuple[Positive, Positive, Positive]
+    window: Window
+    multiple_of: Annotated[int, Field(ge=1)] = 2
+    """Each extent is padded with air to a multiple of this many voxels."""
+    max_extent_mm: tuple[Positive, Positive, Positive]
+    """The body crop is cut to this extent: superior end, and the body's centre in-plane, are kept."""
+    body_threshold_hu: float = -400.0
+
+
+class Code(_Described):
+    """A coded concept (PS3.3 8.8), such as SCT 15926001 "Brainstem"."""
+
+    value: str
+    scheme: str = "SCT"
+    meaning: str
+
+
+class Postprocessing(_Described):
+    """How one structure's probabilities become its mask."""
+
+    threshold: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    components: Annotated[int, Field(ge=0)] = 1
+    """How many of the largest 26-connected components stay; 0 keeps all."""
+    min_component_cm3: Annotated[float, Field(ge=0)] = 0.1
+    fill_holes: bool = True
+    smooth_mm: Annotated[float, Field(ge=0)] = 0.0
+    """Standard deviation of a Gaussian on the probability map, in mm; 0 leaves it as it is."""
+
+
+class Structure(_Described):
+    """One organ that the model draws."""
+
+    name: Annotated[str, Field(max_length=16)]
+    """TG-263 name."""
+    channel: Annotated[int, Field(ge=1)]
+    """Its channel in the network's output; 0 is the background."""
+    color: tuple[Byte, Byte, Byte]
+    code: Code
+    laterality: Literal["L", "R"] | None = None
+    volume_cm3: tuple[Positive, Positive]
+    """The range that the training data spans, with a margin; outside it the ROI is flagged."""
+    postprocessing: Postprocessing = Postprocessing()
+
+
+class ModelDescription(_Described):
+    """The content of `model.yaml`."""
+
+    name: str
+    version: str
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+    """Of `model.onnx`."""
+    summary: str
+    manufacturer: str = "AnatomyNode"
+    licence: str
+    attributions: tuple[str, ...]
+    """Whom the training data's licences ask to name; travels with the weights."""
+    input: Input
+    structures: tuple[Structure, ...]
+
+
+class ModelPackageError(Exception):
+    """A model package that is missing, damaged or not what its description says."""
+
+
+@dataclass(frozen=True)
+class ModelPackage:
+    """A checked package: the description, and the path of the network that it describes."""
+
+    description: ModelDescription
+    onnx: Path
+
+
+def sha256_of(path: Path) -> str:
+    """The sha256 of a file, as 64 hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_package(folder: Path) -> ModelPackage:
+    """Read `model.yaml`, and check that `model.onnx` has the sha256 that it states.
+
+    Raises:
+        ModelPackageError: naming the file and every problem in it.
+    """
+    card, onnx = folder / "model.yaml", folder / "model.onnx"
+    for path in (card, onnx):
+        if not path.is_file():
+            raise ModelPackageError(f"{path} is missing: a model package needs model.yaml and model.onnx")
+    try:
+        description = ModelDescription.model_validate(yaml.safe_load(card.read_text(encoding="utf-8")))
+    except (ValidationError, yaml.YAMLError) as problem:
+        raise ModelPackageError(f"{card}: {problem}") from problem
+    actual = sha256_of(onnx)
+    if actual != description.sha256:
+        raise ModelPackageError(
+            f"{onnx} has the sha256 {actual}, but model.yaml describes {description.sha256}: "
+            "the file is damaged or was exchanged; install the package again"
+        )
+    return ModelPackage(description, onnx)
