@@ -1,0 +1,376 @@
+"""The command line: words in, an exit status out.
+
+Owns the commands, their options and the exit statuses; the work is done by the module that each names.
+Speaks text and JSON on the standard output; logs and progress go to the standard error stream.
+Never imports a heavy room before a command needs it, so that `--help` is quick.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from enum import IntEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from dicom_node import __version__
+from dicom_node.errors import AnatomyNodeError, ConfigurationError, SeriesRejectedError
+
+if TYPE_CHECKING:
+    from sqlalchemy import Engine
+
+    from dicom_node.config import Config
+
+
+class Exit(IntEnum):
+    """What the exit status says; 78 is EX_CONFIG of sysexits.h, after which systemd does not restart."""
+
+    DONE = 0
+    FAILED = 1
+    USAGE = 2
+    REJECTED = 3
+    CONFIGURATION = 78
+
+
+app = typer.Typer(
+    help="A DICOM node that contours head-and-neck CT and returns RT Structure Sets. "
+    "Not a medical device until a clinic has commissioned it.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,  # its tracebacks show local values, which may hold patient data
+    rich_markup_mode=None,
+)
+jobs_app = typer.Typer(help="What happened to each series, and why.", rich_markup_mode=None)
+models_app = typer.Typer(
+    help="Model packages: list; and with the extra `train`: train, evaluate, export.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+app.add_typer(jobs_app, name="jobs")
+app.add_typer(models_app, name="models")
+
+ConfigPath = Annotated[Path, typer.Option("--config", help="The configuration file.", show_default=True)]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+JobNumber = Annotated[int, typer.Argument(help="The job's number, as `anatomynode jobs` lists it.")]
+DEFAULT_CONFIG = Path("config.yaml")
+
+
+def _print_json(value: Mapping[str, Any] | list[Any]) -> None:
+    typer.echo(json.dumps(value, indent=2, allow_nan=False))
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"anatomynode {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def serve(config: ConfigPath = DEFAULT_CONFIG) -> None:
+    """Run the node: the listener and the worker, restarted when they crash."""
+    from dicom_node import daemon
+
+    raise typer.Exit(daemon.serve(config))
+
+
+@app.command()
+def listen(config: ConfigPath = DEFAULT_CONFIG) -> None:
+    """Run the listener alone: receive, and show the figures by HTTP."""
+    from dicom_node import daemon
+
+    daemon.listen(config)
+
+
+@app.command()
+def work(config: ConfigPath = DEFAULT_CONFIG) -> None:
+    """Run the worker alone: contour what was received, and send the results."""
+    from dicom_node import daemon
+
+    daemon.work(config)
+
+
+@app.command()
+def contour(
+    folder: Annotated[Path, typer.Argument(help="Folder with one CT series.", exists=True, file_okay=False)],
+    output: Annotated[Path, typer.Option("--output", help="The RT Structure Set to write.")],
+    model: Annotated[
+        str | None, typer.Option("--model", help="Model package; without it the configured one.")
+    ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option("--config", help="Configuration; without it the defaults, and the CPU is allowed."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Contour one CT series in a folder, without the network."""
+    from dicom_node import contouring
+
+    settings = _settings_of_a_person(config, model)
+    report = contouring.contour_folder(folder, output, settings)
+    if as_json:
+        _print_json(report)
+
+
+@app.command()
+def send(
+    folder: Annotated[Path, typer.Argument(help="Folder of DICOM files.", exists=True, file_okay=False)],
+    to: Annotated[str, typer.Option("--to", metavar="HOST:PORT", help="Where to.")],
+    aet: Annotated[str, typer.Option("--aet", help="The receiver's AE title.")],
+    calling: Annotated[str, typer.Option("--calling", help="Our AE title.")] = "ANATOMYNODE",
+) -> None:
+    """Push a folder of DICOM files, as a scanner would."""
+    from dicom_node import send as sending
+
+    host, port = _address(to)
+    sending.send(folder, host=host, port=port, aet=aet, calling=calling)
+
+
+@app.command()
+def check(config: ConfigPath = DEFAULT_CONFIG, as_json: AsJson = False) -> None:
+    """Check the configuration and the machine; name every problem at once."""
+    from dicom_node import check as checking
+
+    raise typer.Exit(checking.run(config, as_json))
+
+
+@app.command()
+def demo(
+    ct: Annotated[
+        Path | None, typer.Option("--ct", help="Your own CT series; without it the phantom.")
+    ] = None,
+    output: Annotated[Path, typer.Option("--output", help="Folder for the results.")] = Path("demo-output"),
+) -> None:
+    """Start a node and a stand-in PACS on loopback, send a series, show what comes back."""
+    from dicom_node import demo as demonstration
+
+    demonstration.run(ct, output)
+
+
+@jobs_app.callback(invoke_without_command=True)
+def _jobs(context: typer.Context, config: ConfigPath = DEFAULT_CONFIG, as_json: AsJson = False) -> None:
+    """Without a command: the list of the jobs, the newest first."""
+    context.obj = config
+    if context.invoked_subcommand is None:
+        jobs_list(context, as_json)
+
+
+@jobs_app.command("list")
+def jobs_list(context: typer.Context, as_json: AsJson = False) -> None:
+    """List the jobs, the newest first."""
+    from dicom_node import story
+
+    with _database(context) as engine:
+        _tell(story.list_jobs(engine), as_json)
+
+
+@jobs_app.command("find")
+def jobs_find(
+    context: typer.Context,
+    number: Annotated[
+        str, typer.Argument(help="Accession number or patient ID; only its keyed hash is kept.")
+    ],
+    as_json: AsJson = False,
+) -> None:
+    """Find the jobs of an accession number or a patient ID."""
+    from dicom_node import story
+
+    with _database(context) as engine:
+        _tell(story.find(engine, number), as_json)
+
+
+@jobs_app.command("show")
+def jobs_show(context: typer.Context, job: JobNumber, as_json: AsJson = False) -> None:
+    """Tell the story of a job: what came, what was made of it, where it went."""
+    from dicom_node import story
+
+    with _database(context) as engine:
+        _tell(story.show(engine, job), as_json)
+
+
+@jobs_app.command("retry")
+def jobs_retry(context: typer.Context, job: JobNumber) -> None:
+    """Do a job that has ended again, or only its refused deliveries."""
+    from dicom_node import story
+
+    with _database(context) as engine:
+        typer.echo(story.retry(engine, job))
+
+
+@jobs_app.command("release")
+def jobs_release(context: typer.Context, job: JobNumber) -> None:
+    """Let a job go on that was held for a person."""
+    from dicom_node import story
+
+    with _database(context) as engine:
+        typer.echo(story.release(engine, job))
+
+
+@jobs_app.command("cancel")
+def jobs_cancel(context: typer.Context, job: JobNumber) -> None:
+    """End a job, or what is left of its deliveries."""
+    from dicom_node import story
+
+    with _database(context) as engine:
+        typer.echo(story.cancel(engine, job))
+
+
+@models_app.command("list")
+def models_list(
+    folder: Annotated[
+        Path | None, typer.Option("--folder", help="Folder of packages; without it those of the program.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List the model packages, with their checksums and what they draw."""
+    from models.card import PACKAGES, ModelPackageError, read_package
+
+    rows, damaged = [], []
+    for card in sorted((folder or PACKAGES).glob("*/model.yaml")):
+        try:
+            described = read_package(card.parent).description
+        except ModelPackageError as problem:
+            damaged.append(str(problem))
+            continue
+        names = [structure.name for structure in described.structures]
+        rows.append(
+            {
+                "package": card.parent.name,
+                "version": described.version,
+                "sha256": described.sha256,
+                "structures": names,
+            }
+        )
+    if as_json:
+        _print_json({"packages": rows, "damaged": damaged})
+    else:
+        for row in rows:
+            typer.echo(f"{row['package']} {row['version']}\n  sha256 {row['sha256']}")
+            typer.echo(f"  draws {', '.join(row['structures'])}")
+    for problem in damaged:
+        _complain(problem)
+    if damaged:
+        raise typer.Exit(Exit.FAILED)
+
+
+@models_app.command("train")
+def models_train(
+    configuration: Annotated[Path, typer.Argument(help="Such as models/configs/anatomynet-hn.yaml.")],
+    data: Annotated[Path, typer.Option("--data", help="Folder of OpenKBP patients (.npz).")],
+    output: Annotated[Path, typer.Option("--output", help="Checkpoint and curves; resumed when there.")],
+) -> None:
+    """Train a network; resumes where a checkpoint is (extra `train`)."""
+    _need_torch()
+    from models import training
+
+    training.train(training.read_config(configuration), data, output, report=typer.echo)
+
+
+@models_app.command("export")
+def models_export(
+    checkpoint: Annotated[Path, typer.Argument(help="What training wrote.", exists=True)],
+    package: Annotated[Path, typer.Option("--package", help="Folder of the model package to make.")],
+) -> None:
+    """Make a model package's network from a checkpoint (extra `train`)."""
+    _need_torch()
+    from models import export
+
+    export.export(checkpoint, package)
+
+
+@models_app.command("evaluate")
+def models_evaluate(
+    data: Annotated[Path, typer.Argument(help="Folder of OpenKBP patients (.npz).", exists=True)],
+    output: Annotated[Path, typer.Option("--output", help="Folder for the figures.")],
+) -> None:
+    """Judge a model through the product: CT series in, RT-STRUCT out, Dice against the patients' own."""
+    from models import evaluation
+
+    evaluation.evaluate(data, output)
+
+
+def _need_torch() -> None:
+    """Raises ConfigurationError, where the extra `train` is not installed."""
+    if importlib.util.find_spec("torch") is None:
+        raise ConfigurationError(("torch is missing: install the extra with pip install -e '.[train]'",))
+
+
+@contextmanager
+def _database(context: typer.Context) -> Iterator[Engine]:
+    """The node's database, which must be there already."""
+    from dicom_node.config import read_config
+    from dicom_node.database import open_engine
+
+    path = read_config(context.obj).storage.database
+    if not path.is_file():
+        raise ConfigurationError((f"{path}: there is no database; the node makes it when it first starts",))
+    engine = open_engine(path)
+    try:
+        yield engine
+    finally:
+        engine.dispose()
+
+
+def _tell(story: Any, as_json: bool) -> None:
+    """Print what `story.py` found: its data as JSON, or its words."""
+    if as_json:
+        _print_json(story.as_json())
+    else:
+        typer.echo(story.in_words())
+
+
+def _address(text: str) -> tuple[str, int]:
+    """`HOST:PORT`, with an IPv6 host in brackets."""
+    host, colon, port = text.rpartition(":")
+    if not colon or not host or not port.isdecimal() or not 0 < int(port) < 65536:
+        raise typer.BadParameter(f"{text!r} is not HOST:PORT", param_hint="--to")
+    return host.strip("[]"), int(port)
+
+
+def _settings_of_a_person(config: Path | None, model: str | None) -> Config:
+    """The configuration of a command that a person waits for; nothing that it makes leaves by itself.
+
+    Without a file the CPU may stand in: the person sees which device it was.
+    """
+    from dicom_node.config import Inference, read_config
+    from dicom_node.config import Config as Configuration
+
+    if config is None:
+        settings = Configuration(peers=(), destinations=(), inference=Inference(allow_cpu=True))
+    else:
+        settings = read_config(config)
+    if model is None:
+        return settings
+    return settings.model_copy(update={"model": settings.model.model_copy(update={"package": model})})
+
+
+def main() -> None:
+    """Run the command that the arguments name, and exit with its status."""
+    try:
+        app()
+    except SeriesRejectedError as rejection:
+        _complain(rejection.reason)
+        sys.exit(Exit.REJECTED)
+    except ConfigurationError as problem:
+        for line in problem.problems:
+            _complain(line)
+        sys.exit(Exit.CONFIGURATION)
+    except AnatomyNodeError as failure:
+        _complain(failure.reason)
+        sys.exit(Exit.FAILED)
+
+
+def _complain(reason: str) -> None:
+    typer.echo(f"anatomynode: {reason}", err=True)
