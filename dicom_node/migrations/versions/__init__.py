@@ -1,0 +1,1 @@
+"""Each version of the schema, in the order of their numbers."""
