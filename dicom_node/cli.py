@@ -259,8 +259,8 @@ def models_list(
         for row in rows:
             typer.echo(f"{row['package']} {row['version']}\n  sha256 {row['sha256']}")
             typer.echo(f"  draws {', '.join(row['structures'])}")
-    for problem in damaged:
-        _complain(problem)
+    for complaint in damaged:
+        _complain(complaint)
     if damaged:
         raise typer.Exit(Exit.FAILED)
 
@@ -344,8 +344,8 @@ def _settings_of_a_person(config: Path | None, model: str | None) -> Config:
 
     Without a file the CPU may stand in: the person sees which device it was.
     """
-    from dicom_node.config import Inference, read_config
     from dicom_node.config import Config as Configuration
+    from dicom_node.config import Inference, read_config
 
     if config is None:
         settings = Configuration(peers=(), destinations=(), inference=Inference(allow_cpu=True))

@@ -20,11 +20,13 @@ from dicom_node.errors import ConfigurationError
 Seconds = Annotated[float, Field(gt=0)]
 Port = Annotated[int, Field(ge=1, le=65535)]
 Count = Annotated[int, Field(ge=1)]
-AeTitle = Annotated[str, Field(min_length=1, max_length=16, pattern=r"^[\x21-\x5b\x5d-\x7e][\x20-\x5b\x5d-\x7e]*$")]
+AeTitle = Annotated[
+    str, Field(min_length=1, max_length=16, pattern=r"^[\x21-\x5b\x5d-\x7e][\x20-\x5b\x5d-\x7e]*$")
+]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Uid = Annotated[str, Field(max_length=64, pattern=r"^(0|[1-9][0-9]*)(\.(0|[1-9][0-9]*))+$")]
 
-SECRET_VARIABLE = "ANATOMYNODE_HASH_KEY"
+SECRET_VARIABLE = "ANATOMYNODE_HASH_KEY"  # noqa: S105 (the name of the variable, not the secret)
 
 
 class _Section(BaseModel):
@@ -51,7 +53,7 @@ class Listener(_Section):
     idle_timeout_s: Seconds = 30.0
     """An association without a message for this long is closed."""
     pdu_timeout_s: Seconds = 15.0
-    """From a PDU's first byte to its last; also the time for the TLS handshake and the association request."""
+    """From a PDU's first byte to its last; also for the TLS handshake and the association request."""
     max_pdu_bytes: Annotated[int, Field(ge=4096, le=1 << 20)] = 131_072
     """Offered to the peer as maximum length; a longer PDU ends the connection."""
     max_instance_mib: Count = 64
@@ -118,8 +120,8 @@ class SeriesRules(_Section):
     query_source: str | None = None
     """Name of the destination to ask by C-FIND how many instances the series has."""
     exclude_kernels: tuple[str, ...] = ("bone", "lung", "sharp")
-    """A reconstruction whose ConvolutionKernel, SeriesDescription or ProtocolName has such a word loses against
-    one without."""
+    """A reconstruction whose ConvolutionKernel, SeriesDescription or ProtocolName has such a word loses
+    against one without."""
 
 
 class ModelChoice(_Section):
