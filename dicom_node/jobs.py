@@ -7,19 +7,25 @@ Never commits, never waits, and never does what `states.py` does not list.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from dicom_node.errors import PermanentError
 from dicom_node.schema import Delivery, Job, Series, Transition
 from dicom_node.states import (
+    DELIVERY_SUCCESSES,
     DELIVERY_TRANSITIONS,
     JOB_ENDS,
     JOB_TRANSITIONS,
     SERIES_TRANSITIONS,
+    DeliveryState,
+    JobState,
+    SeriesState,
 )
 
 Subject = Series | Job | Delivery
@@ -30,6 +36,39 @@ TRANSITIONS: Mapping[type[Subject], Mapping[Any, frozenset[Any]]] = {
     Delivery: DELIVERY_TRANSITIONS,
 }
 SUBJECT_NAMES: Mapping[type[Subject], str] = {Series: "series", Job: "job", Delivery: "delivery"}
+
+UNFINISHED = frozenset({JobState.QUEUED, JobState.RUNNING, JobState.HELD})
+RETRIABLE = JOB_ENDS - {JobState.SENT}
+
+CRASHED = "the worker ended while it contoured this job; it is contoured again"
+ASKED_AGAIN = "a person asked to do it again"
+
+
+@dataclass(frozen=True)
+class Model:
+    """Which network a job is for: its package's name and the sha256 of its `model.onnx`."""
+
+    name: str
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Result:
+    """A checked RT-STRUCT whose bytes are fsynced in the results folder.
+
+    Attributes:
+        file: relative to the results folder.
+        sha256: of the file's bytes.
+        sop_instance_uid: of the RT-STRUCT.
+        report: what `anatomynode contour --json` prints.
+        in_words: one sentence of what was found, for the job's story.
+    """
+
+    file: str
+    sha256: str
+    sop_instance_uid: str
+    report: Mapping[str, Any]
+    in_words: str
 
 
 class IllegalTransitionError(PermanentError):
@@ -93,3 +132,274 @@ def _keep(session: Session, subject: Subject, from_state: StrEnum | None, at: fl
         )
     )
     session.flush()
+
+
+# --- what reception says -----------------------------------------------------------------------
+
+
+def slice_came(session: Session, series: Series, at: float) -> None:
+    """A new instance of the series was committed: it counts, even where the series was taken for complete.
+
+    A job that has not come to READY waits until the series is complete again, and then contours all
+    of it. From READY on, and after any end, the late slice makes a new revision.
+    """
+    series.last_instance_at = at
+    if series.state is not SeriesState.COMPLETE:
+        return
+    waiting = [job for job in jobs_of_revision(session, series) if job.state in UNFINISHED]
+    if not waiting:
+        series.revision += 1
+    series.completed_at, series.evidence = None, None
+    move(session, series, SeriesState.RECEIVING, at, f"a late slice came; this is revision {series.revision}")
+    for job in waiting:
+        if job.state is JobState.RUNNING:
+            move(
+                session, job, JobState.QUEUED, at, "a late slice came: contoured again, with it", "late_slice"
+            )
+
+
+# --- what the worker says ----------------------------------------------------------------------
+
+
+def complete(
+    session: Session, series: Series, evidence: Mapping[str, Any], in_words: str, model: Model, at: float
+) -> Job:
+    """The series is complete by evidence; from here on its revision has one job for this model."""
+    series.evidence, series.completed_at = dict(evidence), at
+    series.pushed_again_at = None  # what was resent until now was part of this push
+    move(session, series, SeriesState.COMPLETE, at, in_words)
+    return ensure_job(session, series, model, at, in_words)
+
+
+def ensure_job(session: Session, series: Series, model: Model, at: float, reason: str) -> Job:
+    """The one job of this revision of the series by this model: the one that is there, or a new one."""
+    for job in jobs_of_revision(session, series):
+        if job.model_sha256 == model.sha256:
+            return job
+    job = Job(
+        series_id=series.id,
+        revision=series.revision,
+        model_name=model.name,
+        model_sha256=model.sha256,
+        created_at=at,
+        predecessor_sop_instance_uid=_predecessor(session, series),
+    )
+    begin(session, job, at, reason)
+    return job
+
+
+def start(session: Session, job: Job, at: float, reason: str) -> None:
+    """The worker contours the job now."""
+    move(session, job, JobState.RUNNING, at, reason)
+    job.started_at, job.not_before, job.traceback = at, None, None
+    job.attempts += 1
+
+
+def finish(session: Session, job: Job, result: Result, destinations: Iterable[str], at: float) -> None:
+    """The RT-STRUCT is checked and fsynced: the job is READY, with a delivery for each destination."""
+    job.rt_struct_file, job.rt_struct_sha256 = result.file, result.sha256
+    job.sop_instance_uid, job.report = result.sop_instance_uid, dict(result.report)
+    move(session, job, JobState.READY, at, result.in_words)
+    known = {delivery.destination for delivery in deliveries_of(session, job)}
+    for destination in destinations:
+        if destination not in known:
+            delivery = Delivery(job_id=job.id, destination=destination, created_at=at, next_attempt_at=at)
+            begin(session, delivery, at, f"the RT-STRUCT is to go to {destination}")
+    settle(session, job, at)
+
+
+def postpone(session: Session, job: Job, reason: str, not_before: float, at: float) -> None:
+    """A transient failure: the job waits in the queue until `not_before`."""
+    move(session, job, JobState.QUEUED, at, reason, "transient")
+    job.not_before = not_before
+
+
+def fail(session: Session, job: Job, reason: str, code: str, at: float, traceback: str | None = None) -> None:
+    """Ours to do, and we could not; somebody is paged."""
+    move(session, job, JobState.FAILED, at, reason, code)
+    job.traceback = traceback
+
+
+def recover(session: Session, max_crashes: int, at: float) -> list[Job]:
+    """At the worker's start: what runs by the database does not run; it goes back to the queue.
+
+    A job under which the worker died `max_crashes` times would kill it for ever: it fails.
+    """
+    interrupted = list(session.scalars(select(Job).where(Job.state == JobState.RUNNING)))
+    for job in interrupted:
+        crashes = _crashes(session, job) + 1
+        if crashes >= max_crashes:
+            reason = (
+                f"the worker ended {crashes} times while it contoured this job; the last time at {at:.0f}"
+            )
+            fail(session, job, reason, "worker_crashed", at)
+        else:
+            move(session, job, JobState.QUEUED, at, CRASHED, "worker_crashed")
+    return interrupted
+
+
+def deliver_again(session: Session, series: Series, in_words: str, at: float) -> Job | None:
+    """The whole series was pushed again after the end: the stored RT-STRUCT goes out again, the same bytes.
+
+    Returns:
+        The job whose result goes out again; None where there is none, or where it is under way anyhow.
+    """
+    series.pushed_again_at = None
+    sent = [job for job in jobs_of_revision(session, series) if job.rt_struct_file is not None]
+    for job in sent:
+        if job.state in {JobState.SENT, JobState.FAILED}:
+            move(session, job, JobState.READY, at, in_words)
+            _resend(session, job, set(DeliveryState) - {DeliveryState.PENDING}, in_words, at)
+            settle(session, job, at)
+            return job
+    return None
+
+
+# --- what sending says -------------------------------------------------------------------------
+
+
+def delivery_stored(session: Session, delivery: Delivery, status: int, reason: str, at: float) -> None:
+    """The destination answered success, or a warning with which it stored the object (PS3.4 B.2.3)."""
+    delivery.attempts += 1
+    delivery.last_status, delivery.stored_at = status, at
+    move(session, delivery, DeliveryState.STORED, at, reason)
+    settle(session, _job_of(session, delivery), at)
+
+
+def delivery_refused(
+    session: Session, delivery: Delivery, status: int | None, reason: str, at: float
+) -> None:
+    """The destination will never take the object as it is; a person must look."""
+    delivery.attempts += 1
+    delivery.last_status = status
+    move(session, delivery, DeliveryState.REFUSED, at, reason)
+    settle(session, _job_of(session, delivery), at)
+
+
+def delivery_postponed(
+    session: Session, delivery: Delivery, status: int | None, reason: str, next_attempt_at: float
+) -> None:
+    """A transient failure: the delivery stays PENDING and is due again at `next_attempt_at`."""
+    delivery.attempts += 1
+    delivery.last_status, delivery.reason = status, reason
+    delivery.next_attempt_at = next_attempt_at
+
+
+def settle(session: Session, job: Job, at: float) -> None:
+    """What the deliveries together make of a READY job.
+
+    One refused fails it at once, while the others go on; otherwise it ends when none is pending.
+    """
+    if job.state is not JobState.READY:
+        return
+    deliveries = deliveries_of(session, job)
+    states = [delivery.state for delivery in deliveries]
+    refused = [delivery.destination for delivery in deliveries if delivery.state is DeliveryState.REFUSED]
+    if refused:
+        move(session, job, JobState.FAILED, at, f"refused by {', '.join(refused)}", "refused")
+    elif DeliveryState.PENDING in states:
+        return
+    elif states and not DELIVERY_SUCCESSES.intersection(states):
+        move(session, job, JobState.CANCELLED, at, "every delivery was cancelled", "cancelled")
+    else:
+        stored = [delivery.destination for delivery in deliveries if delivery.state in DELIVERY_SUCCESSES]
+        move(
+            session,
+            job,
+            JobState.SENT,
+            at,
+            f"stored by {', '.join(stored) or 'nobody: no destination is configured'}",
+        )
+
+
+# --- what a person says ------------------------------------------------------------------------
+
+
+def retry(session: Session, job: Job, at: float) -> None:
+    """Again: only the deliveries where a result is stored, else the contouring.
+
+    Raises:
+        IllegalTransitionError: the job has not ended, or has ended well.
+    """
+    if job.state is JobState.FAILED and job.rt_struct_file is not None:
+        move(session, job, JobState.READY, at, "a person asked to send it again")
+        unsuccessful = {DeliveryState.REFUSED, DeliveryState.CANCELLED}
+        _resend(session, job, unsuccessful, "a person asked to send it again", at)
+        settle(session, job, at)
+        return
+    if job.state not in RETRIABLE:
+        raise IllegalTransitionError("job", job.id, job.state, JobState.QUEUED)
+    move(session, job, JobState.QUEUED, at, ASKED_AGAIN)
+    job.not_before = None
+
+
+def release(session: Session, job: Job, at: float) -> None:
+    """A held job goes on.
+
+    Raises:
+        IllegalTransitionError: the job is not held.
+    """
+    if job.state is not JobState.HELD:
+        raise IllegalTransitionError("job", job.id, job.state, JobState.QUEUED)
+    move(session, job, JobState.QUEUED, at, "a person released it", "released")
+
+
+def cancel(session: Session, job: Job, at: float) -> None:
+    """The job ends, and what is left of its deliveries.
+
+    Raises:
+        IllegalTransitionError: there is nothing left to cancel.
+    """
+    pending = [d for d in deliveries_of(session, job) if d.state is DeliveryState.PENDING]
+    for delivery in pending:
+        move(session, delivery, DeliveryState.CANCELLED, at, "a person cancelled it")
+    if job.state is JobState.READY:
+        settle(session, job, at)
+    elif job.state not in JOB_ENDS or not pending:
+        move(session, job, JobState.CANCELLED, at, "a person cancelled it", "cancelled")
+
+
+# --- questions ---------------------------------------------------------------------------------
+
+
+def jobs_of_revision(session: Session, series: Series) -> list[Job]:
+    """The jobs of the series' present revision, the newest first."""
+    of_revision = select(Job).where(Job.series_id == series.id, Job.revision == series.revision)
+    return list(session.scalars(of_revision.order_by(Job.id.desc())))
+
+
+def deliveries_of(session: Session, job: Job) -> list[Delivery]:
+    """The job's deliveries, in the order in which they were made."""
+    return list(session.scalars(select(Delivery).where(Delivery.job_id == job.id).order_by(Delivery.id)))
+
+
+def _job_of(session: Session, delivery: Delivery) -> Job:
+    return session.get_one(Job, delivery.job_id)
+
+
+def _predecessor(session: Session, series: Series) -> str | None:
+    """The SOP Instance UID of the RT-STRUCT that the last earlier revision came to, if any."""
+    earlier = select(Job.sop_instance_uid).where(
+        Job.series_id == series.id, Job.revision < series.revision, Job.sop_instance_uid.is_not(None)
+    )
+    return session.scalars(earlier.order_by(Job.revision.desc(), Job.id.desc()).limit(1)).first()
+
+
+def _crashes(session: Session, job: Job) -> int:
+    """How often the worker has died under the job since a person last asked for it."""
+    history = session.scalars(
+        select(Transition.reason)
+        .where(Transition.subject == "job", Transition.subject_id == job.id)
+        .order_by(Transition.id)
+    )
+    crashes = 0
+    for reason in history:
+        crashes = crashes + 1 if reason == CRASHED else 0 if reason == ASKED_AGAIN else crashes
+    return crashes
+
+
+def _resend(session: Session, job: Job, states: Collection[DeliveryState], reason: str, at: float) -> None:
+    for delivery in deliveries_of(session, job):
+        if delivery.state in states:
+            move(session, delivery, DeliveryState.PENDING, at, reason)
+            delivery.next_attempt_at, delivery.attempts = at, 0

@@ -37,7 +37,7 @@ def upgrade(path: Path) -> None:
     try:
         with engine.begin() as connection:
             command.upgrade(_alembic(connection), "head")
-            _install_triggers(connection)
+            install_triggers(connection)
     finally:
         engine.dispose()
 
@@ -48,7 +48,7 @@ def _alembic(connection: Connection) -> AlembicConfig:
     return settings
 
 
-def _install_triggers(connection: Connection) -> None:
+def install_triggers(connection: Connection) -> None:
     """Make the triggers anew at each upgrade, so that they always say what `states.py` says."""
     for table, transitions in GUARDED_TABLES.items():
         name = f"{table}_state_follows_the_table"
