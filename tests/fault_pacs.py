@@ -1,0 +1,219 @@
+"""Archives that misbehave, each in one way, on loopback.
+
+Owns what a real archive does on its worst day: any status, rejections, silence, aborts, dropped lines.
+Speaks pynetdicom where the peer still speaks DICOM, and bare sockets where it does not.
+Never is part of the product.
+"""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+from pydicom.uid import CTImageStorage, ImplicitVRLittleEndian, RTStructureSetStorage
+from pynetdicom import AE, evt
+from pynetdicom.events import Event
+from pynetdicom.pdu import P_DATA_TF
+from pynetdicom.sop_class import Verification
+
+from dicom_node.config import Destination
+
+STORED = 0x0000
+
+
+def destination(port: int, name: str = "archive", **changes: object) -> Destination:
+    """A destination on loopback with timeouts short enough for a test."""
+    settings = {
+        "name": name,
+        "host": "127.0.0.1",
+        "port": port,
+        "ae_title": "ARCHIVE",
+        "connect_timeout_s": 1.0,
+        "response_timeout_s": 1.0,
+    }
+    return Destination.model_validate({**settings, **changes})
+
+
+class Received:
+    """What reached the archive: the SOP Instance UID and the data set's bytes of each C-STORE."""
+
+    def __init__(self) -> None:
+        self.instances: list[tuple[str, bytes]] = []
+
+    def note(self, event: Event) -> None:
+        self.instances.append(
+            (str(event.request.AffectedSOPInstanceUID), event.encoded_dataset(include_meta=False))
+        )
+
+
+@contextmanager
+def serving(
+    on_store: Callable[[Event], int],
+    contexts: Sequence[str] = (Verification, RTStructureSetStorage, CTImageStorage),
+    on_request: Callable[[Event], None] | None = None,
+    on_pdu: Callable[[Event], None] | None = None,
+) -> Iterator[int]:
+    """An archive whose answers are given by functions; yields its port."""
+    entity = AE(ae_title="ARCHIVE")
+    entity.maximum_pdu_size = 65_536
+    for context in contexts:
+        entity.add_supported_context(context, ImplicitVRLittleEndian)
+    handlers = [(evt.EVT_C_STORE, on_store)]
+    if on_request is not None:
+        handlers.append((evt.EVT_REQUESTED, on_request))
+    if on_pdu is not None:
+        handlers.append((evt.EVT_PDU_RECV, on_pdu))
+    server = entity.start_server(("127.0.0.1", 0), block=False, evt_handlers=handlers)
+    try:
+        yield server.server_address[1]
+    finally:
+        entity.shutdown()
+
+
+@contextmanager
+def answering(*statuses: int, received: Received | None = None) -> Iterator[int]:
+    """Answers each C-STORE with the next of `statuses`; the last one for ever."""
+    left = list(statuses)
+
+    def on_store(event: Event) -> int:
+        if received is not None:
+            received.note(event)
+        return left.pop(0) if len(left) > 1 else left[0]
+
+    with serving(on_store) as port:
+        yield port
+
+
+@contextmanager
+def rejecting(result: int, source: int, reason: int) -> Iterator[int]:
+    """Rejects every association with these numbers of PS3.8 Table 9-21."""
+
+    def on_request(event: Event) -> None:
+        event.assoc.acse.send_reject(result, source, reason)
+        event.assoc.is_rejected = True
+        event.assoc.kill()  # returns when the rejection is on the wire and the peer has closed
+
+    with serving(lambda event: STORED, on_request=on_request) as port:
+        yield port
+
+
+@contextmanager
+def without_rt_structure_sets() -> Iterator[int]:
+    """Associates, but knows only C-ECHO and CT images."""
+    with serving(lambda event: STORED, contexts=(Verification, CTImageStorage)) as port:
+        yield port
+
+
+@contextmanager
+def aborting(received: Received | None = None) -> Iterator[int]:
+    """Takes the instance and then aborts instead of answering."""
+
+    def on_store(event: Event) -> int:
+        if received is not None:
+            received.note(event)
+        event.assoc.abort(block=False)
+        return STORED
+
+    with serving(on_store) as port:
+        yield port
+
+
+@contextmanager
+def dropping(received: Received | None = None) -> Iterator[int]:
+    """Takes the instance and then the line is cut."""
+
+    def on_store(event: Event) -> int:
+        if received is not None:
+            received.note(event)
+        event.assoc.dul.socket.socket.shutdown(socket.SHUT_RDWR)
+        return STORED
+
+    with serving(on_store) as port:
+        yield port
+
+
+@contextmanager
+def silent_after_association() -> Iterator[int]:
+    """Associates, takes the instance, and never answers."""
+    end = threading.Event()
+
+    def on_store(event: Event) -> int:
+        end.wait(30)
+        return STORED
+
+    with serving(on_store) as port:
+        try:
+            yield port
+        finally:
+            end.set()
+
+
+@contextmanager
+def silent_while_receiving() -> Iterator[int]:
+    """Associates, and stops reading with the first fragment: the sender's buffers fill up."""
+    end = threading.Event()
+
+    def on_pdu(event: Event) -> None:
+        if isinstance(event.pdu, P_DATA_TF):
+            end.wait(30)
+
+    with serving(lambda event: STORED, on_pdu=on_pdu) as port:
+        try:
+            yield port
+        finally:
+            end.set()
+
+
+@contextmanager
+def black_hole() -> Iterator[int]:
+    """A listening socket that never answers: the connection stands, and nothing comes back."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        yield listening.getsockname()[1]
+
+
+@contextmanager
+def closed_port() -> Iterator[int]:
+    """A port where nobody listens, kept from others meanwhile."""
+    with socket.socket() as reserved:
+        reserved.bind(("127.0.0.1", 0))
+        yield reserved.getsockname()[1]
+
+
+@contextmanager
+def raw(behave: Callable[[socket.socket], None]) -> Iterator[int]:
+    """Hands each connection to `behave` in a thread of its own."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        connections: list[socket.socket] = []
+
+        def accept() -> None:
+            while True:
+                try:
+                    connection, _ = listening.accept()
+                except OSError:
+                    return
+                connections.append(connection)
+                threading.Thread(target=behave, args=(connection,), daemon=True).start()
+
+        thread = threading.Thread(target=accept, daemon=True)
+        thread.start()
+        try:
+            yield listening.getsockname()[1]
+        finally:
+            listening.shutdown(socket.SHUT_RDWR)
+            thread.join()
+            for connection in connections:
+                connection.close()
+
+
+def half_an_answer(connection: socket.socket) -> None:
+    """Begins an A-ASSOCIATE-AC that it never ends (PS3.8 9.3.3: type 02, length 200)."""
+    connection.recv(65_536)
+    connection.sendall(b"\x02\x00\x00\x00\x00\xc8" + b"\x00\x01")
+
+
+def hang_up(connection: socket.socket) -> None:
+    """Closes instead of answering the association request."""
+    connection.recv(65_536)
+    connection.close()
