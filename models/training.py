@@ -196,9 +196,7 @@ def _append(path: Path, row: Mapping[str, float | int | str]) -> None:
         writer.writerow(row)
 
 
-def train(
-    config: TrainingConfig, data: Path, output: Path, report: Callable[[str], None] = print
-) -> Path:
+def train(config: TrainingConfig, data: Path, output: Path, report: Callable[[str], None] = print) -> Path:
     """Train to the end of the configuration's phases; resume from `output` where it holds a checkpoint.
 
     Writes `checkpoint.pt`, `loss.csv` and `watch.csv` (Dice of the averaged weights on the held-out

@@ -1,0 +1,40 @@
+"""What can go wrong between a volume and its segmentation.
+
+Owns the three errors of this room; the caller decides what becomes of its work.
+Speaks sentences for a person, and bounded words for tables.
+Never knows of jobs, patients or networks.
+"""
+
+from __future__ import annotations
+
+
+class InferenceError(Exception):
+    """The root of this room's errors.
+
+    Attributes:
+        reason: one sentence for a person: what is wrong, and what to do.
+    """
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+class DeviceUnavailableError(InferenceError):
+    """The device that was asked for, or the runtime itself, cannot be used on this machine."""
+
+
+class InferenceFailedError(InferenceError):
+    """The forward pass itself failed, such as for want of memory; trying again may help."""
+
+
+class OutsideModelError(InferenceError):
+    """The volume is nothing that this model was made for.
+
+    Attributes:
+        code: a bounded word: `no_body` or `no_structures`.
+    """
+
+    def __init__(self, code: str, reason: str) -> None:
+        super().__init__(reason)
+        self.code = code
