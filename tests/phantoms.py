@@ -26,6 +26,7 @@ from pydicom.uid import (
 
 from dicom_node.ct_series import CtSeries, assemble
 from dicom_node.ct_slice import read_slice
+from models.openkbp_dicom import read_grid
 
 ROOT = "1.2.826.0.1.3680043.8.498.7"
 
@@ -143,51 +144,21 @@ def from_openkbp(path: Path, matrix: int | None = None) -> Phantom:
     """A patient of the reader's own OpenKBP archive as a phantom.
 
     Args:
-        matrix: None keeps the native grid; a number gives square slices of so many pixels that cover the
-            same field of view (linear in-plane; the longer side fills the matrix, the rest is air).
+        matrix: see `models.openkbp_dicom.read_grid`.
     """
-    with np.load(path) as archive:
-        hu = archive["ct_hu"].astype(np.int16)
-        spacing = archive["spacing_mm"].astype(float)
-    row_mm, column_mm = float(spacing[1]), float(spacing[2])
-    if matrix is not None:
-        hu, row_mm, column_mm = _square(hu, row_mm, column_mm, matrix)
+    grid = read_grid(path, matrix)
     return Phantom(
-        offsets_mm=tuple((np.arange(len(hu)) * spacing[0]).round(4).tolist()),
-        rows=hu.shape[1],
-        columns=hu.shape[2],
-        pixel_spacing=(round(row_mm, 6), round(column_mm, 6)),
+        offsets_mm=tuple((np.arange(len(grid.hu)) * grid.spacing_mm[0]).round(6).tolist()),
+        rows=grid.hu.shape[1],
+        columns=grid.hu.shape[2],
+        pixel_spacing=grid.spacing_mm[1:],
+        origin_mm=grid.origin_mm,
         bits_stored=16,
         signed=True,
         intercept=0.0,
-        series=path.stem.replace("pt_", ""),
-        hu=hu,
+        series=path.stem.removeprefix("pt_"),
+        hu=grid.hu,
     )
-
-
-def _square(
-    hu: NDArray[np.int16], row_mm: float, column_mm: float, matrix: int
-) -> tuple[NDArray[np.int16], float, float]:
-    """Slices of matrix x matrix that cover the longer side; voxel borders, not centres, are aligned."""
-    extent_mm = max(hu.shape[1] * row_mm, hu.shape[2] * column_mm)
-    step_mm = extent_mm / matrix
-    centres = (np.arange(matrix) + 0.5) * step_mm
-    stretched = _linear(hu.astype(np.float32), centres / row_mm - 0.5, axis=1)
-    stretched = _linear(stretched, centres / column_mm - 0.5, axis=2)
-    return np.rint(stretched).astype(np.int16), step_mm, step_mm
-
-
-def _linear(values: NDArray[np.float32], at: NDArray[np.float64], axis: int) -> NDArray[np.float32]:
-    """Linear interpolation along one axis at fractional indices; air beyond the ends."""
-    last = values.shape[axis] - 1
-    lower = np.clip(np.floor(at).astype(int), 0, last)
-    upper = np.minimum(lower + 1, last)
-    shape = [1, 1, 1]
-    shape[axis] = -1
-    share = np.clip(at - lower, 0, 1).astype(np.float32).reshape(shape)
-    mixed = values.take(lower, axis) * (1 - share) + values.take(upper, axis) * share
-    outside = ((at < -0.5) | (at > last + 0.5)).reshape(shape)
-    return np.where(outside, np.float32(-1000), mixed)
 
 
 def _slice(phantom: Phantom, index: int, position: Sequence[float], hu: NDArray[np.int16]) -> Dataset:
