@@ -212,11 +212,15 @@ class Config(_Section):
     @model_validator(mode="after")
     def _is_consistent(self) -> Config:
         names = [destination.name for destination in self.destinations]
-        for name in sorted({name for name in names if names.count(name) > 1}):
-            raise ValueError(f"destinations: two are called {name!r}; give each its own name")
+        problems = [
+            f"destinations: two are called {name!r}; give each its own name"
+            for name in sorted({name for name in names if names.count(name) > 1})
+        ]
         source = self.series.query_source
         if source is not None and source not in names:
-            raise ValueError(f"series.query_source: there is no destination {source!r}; known: {names}")
+            problems.append(f"series.query_source: there is no destination {source!r}; known: {names}")
+        if problems:
+            raise ValueError("; ".join(problems))
         return self
 
 
@@ -230,8 +234,8 @@ def read_config(path: Path) -> Config:
         raw: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as problem:
         raise ConfigurationError((f"{path}: cannot be read: {problem.strerror}",)) from problem
-    except yaml.YAMLError as problem:
-        raise ConfigurationError((f"{path}: is no YAML: {problem}",)) from problem
+    except (yaml.YAMLError, UnicodeDecodeError) as problem:
+        raise ConfigurationError((f"{path}: is no YAML{_line_of(problem)}",)) from problem
     if not isinstance(raw, dict):
         raise ConfigurationError((f"{path}: must hold keys and values, such as `peers:`",))
     if os.environ.get(SECRET_VARIABLE):
@@ -242,6 +246,12 @@ def read_config(path: Path) -> Config:
         raise ConfigurationError(
             tuple(f"{path}: {_where(error['loc'])}: {error['msg']}" for error in problem.errors())
         ) from problem
+
+
+def _line_of(problem: Exception) -> str:
+    """Where YAML stopped; its own message would quote the line, and that may hold the secret key."""
+    mark = getattr(problem, "problem_mark", None)
+    return "" if mark is None else f": line {mark.line + 1}, column {mark.column + 1}"
 
 
 def _where(location: tuple[int | str, ...]) -> str:

@@ -1,0 +1,200 @@
+"""The configuration: every problem at once, and a `config.yaml` that says what the models do."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from types import UnionType
+from typing import Any, Union, get_args, get_origin
+
+import pytest
+import yaml
+from pydantic import BaseModel
+from pydantic_core import PydanticUndefined
+
+from dicom_node.config import Config, Peer, read_config
+from dicom_node.errors import ConfigurationError
+from tests.tools import ROOT
+
+SMALLEST = {"peers": [], "destinations": []}
+SHIPPED = ROOT / "config.yaml"
+STATED_DEFAULT = re.compile(r"default: (\[[^\]]*\]|[^,;]+)")
+
+
+def written(folder: Path, changes: dict[str, Any]) -> Path:
+    path = folder / "config.yaml"
+    path.write_text(yaml.safe_dump({**SMALLEST, **changes}))
+    return path
+
+
+def problems(path: Path) -> list[str]:
+    with pytest.raises(ConfigurationError) as caught:
+        read_config(path)
+    return [problem.removeprefix(f"{path}: ") for problem in caught.value.problems]
+
+
+def test_every_problem_is_named_at_once_with_its_path(tmp_path: Path) -> None:
+    path = written(
+        tmp_path,
+        {
+            "listener": {"port": 70000, "ae_titel": "X"},
+            "peers": [
+                {"ae_title": "PACS", "addresses": ["10.0.0.0/8"]},
+                {"ae_title": "", "addresses": ["x"]},
+            ],
+            "series": {"min_slices": 1},
+            "colour": "blue",
+        },
+    )
+
+    assert {problem.partition(":")[0] for problem in problems(path)} == {
+        "listener.port",
+        "listener.ae_titel",
+        "peers[1].ae_title",
+        "peers[1].addresses",
+        "series.min_slices",
+        "colour",
+    }
+
+
+@pytest.mark.parametrize(
+    ("changes", "where"),
+    [
+        ({"listener": {"ae_title": "seventeen letters"}}, "listener.ae_title"),
+        ({"listener": {"ae_title": "BACK\\SLASH"}}, "listener.ae_title"),
+        ({"listener": {"max_pdu_bytes": 100}}, "listener.max_pdu_bytes"),
+        ({"listener": {"idle_timeout_s": 0}}, "listener.idle_timeout_s"),
+        ({"listener": {"discard_sop_classes": ["1.02.3"]}}, "listener.discard_sop_classes[0]"),
+        ({"listener": {"tls": {"certificate": "a.pem"}}}, "listener.tls.key"),
+        ({"peers": [{"ae_title": "A", "addresses": []}]}, "peers[0].addresses"),
+        ({"storage": {"reserve_mib": 0}}, "storage.reserve_mib"),
+        ({"model": {"approved_sha256": "abc"}}, "model.approved_sha256"),
+        ({"inference": {"device": "tpu"}}, "inference.device"),
+        ({"rt_struct": {"structure_set_label": "x" * 17}}, "rt_struct.structure_set_label"),
+        ({"rt_struct": {"simplify_mm": 0.2}}, "rt_struct.simplify_mm"),
+        ({"retry": {"max_delay_s": 901}}, "retry.max_delay_s"),
+        ({"http": {"port": 0}}, "http.port"),
+        ({"logging": {"level": "loud"}}, "logging.level"),
+        ({"hash_key": "short"}, "hash_key"),
+        (
+            {"destinations": [{"name": "A B", "host": "h", "port": 1, "ae_title": "A"}]},
+            "destinations[0].name",
+        ),
+        ({"destinations": [{"name": "a"}]}, "destinations[0].host"),
+        ({"series": {"query_source": "pacs"}}, "the whole file"),
+    ],
+)
+def test_a_bad_value_is_refused_at_its_path(tmp_path: Path, changes: dict[str, Any], where: str) -> None:
+    assert any(problem.startswith(f"{where}: ") for problem in problems(written(tmp_path, changes)))
+
+
+def test_two_destinations_of_one_name_and_an_unknown_query_source_are_both_named(tmp_path: Path) -> None:
+    pacs = {"name": "pacs", "host": "h", "port": 1, "ae_title": "A"}
+    path = written(tmp_path, {"destinations": [pacs, pacs], "series": {"query_source": "archive"}})
+
+    (problem,) = problems(path)
+    assert "two are called 'pacs'" in problem
+    assert "no destination 'archive'" in problem
+
+
+@pytest.mark.parametrize("text", ["a: [", "hash_key: 'very secret key indeed", "- 1", "", "\xff"])
+def test_what_is_no_configuration_is_refused_without_quoting_it(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_bytes(text.encode("latin-1"))
+
+    (problem,) = problems(path)
+    assert "secret" not in problem
+
+
+def test_a_missing_file_is_a_problem_of_the_configuration(tmp_path: Path) -> None:
+    assert problems(tmp_path / "none.yaml") == ["cannot be read: No such file or directory"]
+
+
+def test_the_environment_gives_the_secret_and_nothing_prints_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ANATOMYNODE_HASH_KEY", "a secret of many characters")
+
+    config = read_config(written(tmp_path, {}))
+
+    assert config.hash_key == "a secret of many characters"
+    assert "a secret" not in repr(config)
+
+
+@pytest.mark.parametrize(
+    ("network", "address", "admitted"),
+    [
+        ("10.1.2.0/24", "10.1.2.77", True),
+        ("10.1.2.0/24", "10.1.3.77", False),
+        ("10.1.2.3", "::ffff:10.1.2.3", True),
+        ("::1", "::1", True),
+        ("0.0.0.0/0", "192.0.2.1", True),
+    ],
+)
+def test_a_peer_is_admitted_from_its_networks_only(network: str, address: str, admitted: bool) -> None:
+    assert Peer(ae_title="A", addresses=(network,)).admits(address) is admitted
+
+
+def test_the_shipped_file_is_valid() -> None:
+    assert read_config(SHIPPED).listener.host == "127.0.0.1"
+
+
+def test_the_shipped_file_names_every_key() -> None:
+    missing = [".".join(path) for path, _ in keys(Config) if path not in dict(commented_keys())]
+
+    assert missing == []
+
+
+def test_the_shipped_file_states_the_true_default_of_every_key() -> None:
+    comments = dict(reversed(list(commented_keys())))  # of a list's items the first explains
+    for path, default in keys(Config):
+        said = STATED_DEFAULT.search(comments[path])
+        if default is PydanticUndefined:
+            assert "required" in comments[path], path
+        else:
+            assert said is not None, f"{path} states no default"
+            assert yaml.safe_load(said.group(1).rstrip(". ")) == plain(default), path
+
+
+def keys(model: type[BaseModel], above: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Each key that holds a value, with its default; TLS is described in words where it is null."""
+    for name, described in model.model_fields.items():
+        inner = section_of(described.annotation)
+        if inner is not None and inner.__name__ != "Tls":
+            if described.default is PydanticUndefined:
+                yield (*above, name), described.default
+            yield from keys(inner, (*above, name))
+        else:
+            yield (*above, name), described.default
+
+
+def section_of(annotation: Any) -> type[BaseModel] | None:
+    """The section that a key holds: itself, optional, or in a list."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    if get_origin(annotation) in (tuple, Union, UnionType):
+        return next((section for section in map(section_of, get_args(annotation)) if section), None)
+    return None
+
+
+def plain(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return list(value)
+    return str(value) if isinstance(value, Path) else value
+
+
+def commented_keys() -> Iterator[tuple[tuple[str, ...], str]]:
+    """Each key of the shipped file, with the comment above it and beside it."""
+    above: list[tuple[int, str]] = []
+    comment = ""
+    for line in SHIPPED.read_text().splitlines():
+        key = re.match(r"^( *)(- )?([a-z0-9_]+):(?: |$)", line)
+        _, _, beside = line.partition("#")
+        if key is None:
+            comment = f"{comment} {beside.strip()}" if line.strip().startswith("#") else ""
+            continue
+        indent = len(key.group(1)) + len(key.group(2) or "")
+        above = [*((depth, name) for depth, name in above if depth < indent), (indent, key.group(3))]
+        yield tuple(name for _, name in above), f"{comment} ; {beside.strip()}"
+        comment = ""
