@@ -1,0 +1,98 @@
+"""From a structure's map to closed contours, slice by slice.
+
+Owns the choice between the exact outline and the smooth line, and the slices that smoothing would lose.
+Speaks (row, column) index coordinates of the CT; voxel centres at integers.
+Never closes a hole and never drops a slice: a hole becomes a keyhole, a lost slice its exact outline.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from inference import keyholes
+from inference.isolines import iso_lines
+from inference.outlines import PlaneRing, voxel_outlines
+from inference.segmentation import StructureMap
+from inference.volume import PlaneStack
+
+ContourMode = Literal["smooth", "voxel"]
+
+LOST_AREA = 0.25
+"""Where the smooth lines of a slice enclose this much less or more than its mask, they do not stand for it."""
+
+
+@dataclass(frozen=True)
+class Contour:
+    """One closed polygon in the plane of one slice.
+
+    Attributes:
+        slice_index: the slice.
+        points: float64 (n, 2), n >= 3, of (row, column) index coordinates of the CT, voxel centres
+            at integers; closed from the last point to the first. With rows downwards and columns to
+            the right it runs clockwise. A hole is reached over a bridge that is passed twice.
+    """
+
+    slice_index: int
+    points: NDArray[np.float64]
+
+
+def trace(
+    found: StructureMap, planes: PlaneStack, mode: ContourMode, simplify_mm: float
+) -> tuple[Contour, ...]:
+    """The contours of one structure, in the order of the slices.
+
+    `voxel` follows the edges of the mask's voxels: filled by voxel centre the contours are the mask.
+    `smooth` follows the line where the probability is the threshold. Before simplification that
+    line, too, has the voxel centres of the mask inside and all others outside; simplification may
+    exchange those that lie within `simplify_mm` of it. A slice with so few voxels that the line
+    encloses a quarter less or more than they do gets its voxel outline instead.
+
+    Args:
+        found: the structure; only its box is worked on.
+        planes: where the voxels lie; the box must lie within.
+        mode: `smooth` or `voxel`.
+        simplify_mm: how far a smooth line may be simplified; 0 keeps every point.
+
+    Raises:
+        ValueError: another mode.
+    """
+    mask = found.mask
+    match mode:
+        case "voxel":
+            rings = voxel_outlines(mask)
+        case "smooth":
+            spacing_mm = (planes.row_spacing_mm, planes.column_spacing_mm)
+            lines = iso_lines(found.probability, found.threshold, spacing_mm, simplify_mm)
+            rings = _with_lost_slices(lines, mask)
+        case _:
+            raise ValueError(f"contour mode {mode!r}: smooth or voxel")
+    return _contours(rings, found.start)
+
+
+def _with_lost_slices(lines: list[PlaneRing], mask: NDArray[np.bool_]) -> list[PlaneRing]:
+    """The smooth lines, but voxel outlines for the slices that they misrepresent."""
+    voxels = np.count_nonzero(mask, axis=(1, 2))
+    areas = np.zeros(len(mask))
+    for line in lines:
+        areas[line.plane] += line.area
+    lost = np.abs(areas - voxels) > LOST_AREA * voxels
+    kept = [line for line in lines if not lost[line.plane]]
+    return kept + voxel_outlines(mask & lost[:, None, None])
+
+
+def _contours(rings: list[PlaneRing], start: tuple[int, int, int]) -> tuple[Contour, ...]:
+    outers: defaultdict[int, list[NDArray[np.float64]]] = defaultdict(list)
+    holes: defaultdict[int, list[NDArray[np.float64]]] = defaultdict(list)
+    for ring in rings:
+        (outers if ring.area > 0 else holes)[ring.plane].append(ring.points)
+    corner = np.array(start[1:], np.float64)
+    return tuple(
+        Contour(start[0] + plane, points + corner)
+        for plane in sorted(outers)
+        for points in keyholes.join(outers[plane], holes[plane])
+    )

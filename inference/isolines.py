@@ -1,0 +1,178 @@
+"""The iso-line of a probability map, with sub-pixel precision, simplified within a distance.
+
+Owns contourpy and shapely, and how much of an area a polygon may lose: nothing.
+Speaks rings of (row, column) index coordinates; distances in millimetres of the plane.
+Never lets a simplified ring cross itself or another one of its plane.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import contourpy
+import numpy as np
+import shapely
+from numpy.typing import NDArray
+
+from inference.outlines import PlaneRing
+
+SMALLEST_PX = 0.1
+"""Islands and holes of less area than this (square pixels) are no shapes but accidents of the last digit."""
+
+_CLEARANCE = 1e-3
+"""No value lies nearer to the threshold than this: lines then never run through a voxel centre."""
+
+_LOST_BY_CURVATURE_PX = np.pi / 3
+"""What the iso-line of a sampled shape lacks, in square pixels a closed line, whatever its size.
+
+A pixel's coverage, the linear interpolation between pixels and the chords each place the line
+too far inside by an amount that is proportional to its curvature, together by 1/6 of a pixel
+over the radius in pixels; along a closed line that sums up to 2 pi / 6.
+"""
+
+_FURTHEST_PX = 0.1
+"""The restored area moves no line by more than this."""
+
+Vectors = NDArray[np.float64]
+Geometries = NDArray[np.object_]
+
+
+@dataclass(frozen=True)
+class _Rings:
+    """The closed lines of some multipolygons as parallel arrays, each ring's first point not repeated."""
+
+    points: Vectors
+    """(points, 2) of (row, column)."""
+    ring: NDArray[np.intp]
+    """The ring that each point belongs to; ascending."""
+    geometry: NDArray[np.intp]
+    """The multipolygon that each ring belongs to; ascending."""
+
+    @property
+    def starts(self) -> NDArray[np.intp]:
+        """Where each ring's points begin."""
+        return np.flatnonzero(np.diff(self.ring, prepend=-1))
+
+    def shifted(self, step: int) -> Vectors:
+        """For each point the next one (1) or the previous one (-1) on its ring."""
+        starts = self.starts
+        counts = np.diff(starts, append=len(self.ring))[self.ring]
+        first = starts[self.ring]
+        return np.asarray(self.points[first + (np.arange(len(first)) - first + step) % counts])
+
+    def sums(self, values: Vectors) -> Vectors:
+        """Sum of one value a point over each ring."""
+        return np.bincount(self.ring, values, len(self.geometry))
+
+    def areas(self) -> Vectors:
+        """Signed area of each ring, as `outlines.signed_area` has it."""
+        after = self.shifted(1)
+        return self.sums(self.points[:, 1] * after[:, 0] - self.points[:, 0] * after[:, 1]) / 2
+
+
+def iso_lines(
+    probability: NDArray[np.float32], threshold: float, spacing_mm: tuple[float, float], simplify_mm: float
+) -> list[PlaneRing]:
+    """The lines where the probability is the threshold, in each plane of a box.
+
+    Values outside the box mirror those at its border about the threshold: a structure that is cut
+    by the volume ends at the edge of its last voxels.
+
+    Args:
+        probability: (slices, rows, columns).
+        threshold: the level; a voxel centre is inside where its value is at least that.
+        spacing_mm: between rows, between columns.
+        simplify_mm: how far a simplified line may leave the traced one. Which line encloses which
+            stays as it is, and so does the area (`_LOST_BY_CURVATURE_PX` is given back to it).
+    """
+    padded = _padded(_cleared(probability.astype(np.float64), threshold), threshold)
+    planes, traced = _trace(padded, threshold)
+    if not len(planes):
+        return []
+    scale = np.array(spacing_mm)
+    exact = shapely.transform(traced, lambda points: (points[:, ::-1] - 1) * scale)
+    rings = _rings(_balanced(exact, simplify_mm, spacing_mm))
+    areas = rings.areas() / scale.prod()
+    points = np.split(rings.points / scale, rings.starts[1:])
+    return [
+        PlaneRing(int(planes[geometry]), ring)
+        for geometry, ring, area in zip(rings.geometry, points, areas, strict=True)
+        if abs(area) >= SMALLEST_PX
+    ]
+
+
+def _cleared(probability: Vectors, threshold: float) -> Vectors:
+    near = np.abs(probability - threshold) < _CLEARANCE
+    side = np.where(probability >= threshold, _CLEARANCE, -_CLEARANCE)
+    return np.where(near, threshold + side, probability)
+
+
+def _padded(probability: Vectors, threshold: float) -> Vectors:
+    """One voxel more on each side of each plane; a line that leaves the box closes on its voxels' edge."""
+    padded = np.pad(probability, ((0, 0), (1, 1), (1, 1)), mode="edge")
+    for border in (np.s_[:, 0], np.s_[:, -1], np.s_[:, :, 0], np.s_[:, :, -1]):
+        beyond = padded[border]
+        padded[border] = np.where(beyond >= threshold, 2 * threshold - beyond, 0.0)
+    return padded
+
+
+def _trace(probability: Vectors, threshold: float) -> tuple[list[int], Geometries]:
+    """The planes that hold anything, and for each a multipolygon of (column, row) points."""
+    planes = [int(plane) for plane in np.flatnonzero((probability >= threshold).any(axis=(1, 2)))]
+    traced = [
+        contourpy.contour_generator(
+            z=probability[plane], fill_type=contourpy.FillType.ChunkCombinedOffsetOffset
+        ).filled(threshold, np.inf)
+        for plane in planes
+    ]
+    if not planes:
+        return [], np.empty(0, np.object_)
+    points = [chunks[0][0] for chunks in traced]
+    rings = [np.diff(chunks[1][0].astype(np.int64)) for chunks in traced]
+    polygons = [np.diff(chunks[2][0].astype(np.int64)) for chunks in traced]
+    offsets = (
+        _offsets(np.concatenate(rings)),
+        _offsets(np.concatenate(polygons)),
+        _offsets(np.array([len(counts) for counts in polygons])),
+    )
+    kind = shapely.GeometryType.MULTIPOLYGON
+    return planes, np.asarray(shapely.from_ragged_array(kind, np.concatenate(points), offsets))
+
+
+def _offsets(counts: NDArray[np.int64]) -> NDArray[np.int64]:
+    return np.concatenate((np.zeros(1, np.int64), np.cumsum(counts)))
+
+
+def _balanced(exact: Geometries, simplify_mm: float, spacing_mm: tuple[float, float]) -> Geometries:
+    """Simplified, with each line moved sidewards until it encloses what it should.
+
+    Where the move would make lines touch, the simplified ones stay as they are.
+    """
+    simple = shapely.simplify(exact, simplify_mm, preserve_topology=True)
+    rings, wanted = _rings(simple), _rings(exact).areas()
+    pixel_mm2 = spacing_mm[0] * spacing_mm[1]
+    missing = wanted + np.sign(wanted) * _LOST_BY_CURVATURE_PX * pixel_mm2 - rings.areas()
+    before, after = rings.shifted(-1), rings.shifted(1)
+    # The gradient of a ring's area: outwards, half as long as the way between the neighbours.
+    outwards = np.stack((before[:, 1] - after[:, 1], after[:, 0] - before[:, 0]), axis=1) / 2
+    lengths = np.linalg.norm(outwards, axis=1)
+    furthest = _FURTHEST_PX * min(spacing_mm)
+    move = np.clip(missing / rings.sums(lengths), -furthest, furthest)
+    units = outwards / np.maximum(lengths, np.finfo(float).tiny)[:, None]
+    moved = _with_points(simple, rings, rings.points + move[rings.ring, None] * units)
+    return np.where(shapely.is_valid(moved), moved, simple)
+
+
+def _rings(geometries: Geometries) -> _Rings:
+    polygons, geometry = shapely.get_parts(geometries, return_index=True)
+    lines, polygon = shapely.get_rings(polygons, return_index=True)
+    closed, ring = shapely.get_coordinates(lines, return_index=True)
+    opened = np.diff(ring, prepend=-1) == 0
+    return _Rings(closed[opened], ring[opened], geometry[polygon])
+
+
+def _with_points(geometries: Geometries, rings: _Rings, points: Vectors) -> Geometries:
+    """The same lines through other points; each ring is closed again by its last point, put first."""
+    lasts = points[np.append(rings.starts[1:], len(points)) - 1]
+    closed = np.insert(points, rings.starts, lasts, axis=0)
+    return np.asarray(shapely.transform(geometries, lambda _: closed))
