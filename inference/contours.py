@@ -62,6 +62,8 @@ def trace(
         ValueError: another mode.
     """
     mask = found.mask
+    if not mask.any():
+        return ()
     match mode:
         case "voxel":
             rings = voxel_outlines(mask)
@@ -81,6 +83,8 @@ def _with_lost_slices(lines: list[PlaneRing], mask: NDArray[np.bool_]) -> list[P
     for line in lines:
         areas[line.plane] += line.area
     lost = np.abs(areas - voxels) > LOST_AREA * voxels
+    if not lost.any():
+        return lines
     kept = [line for line in lines if not lost[line.plane]]
     return kept + voxel_outlines(mask & lost[:, None, None])
 

@@ -116,31 +116,26 @@ def _padded(probability: Vectors, threshold: float) -> Vectors:
     return padded
 
 
-def _trace(probability: Vectors, threshold: float) -> tuple[list[int], Geometries]:
-    """The planes that hold anything, and for each a multipolygon of (column, row) points."""
-    planes = [int(plane) for plane in np.flatnonzero((probability >= threshold).any(axis=(1, 2)))]
-    traced = [
-        contourpy.contour_generator(
-            z=probability[plane], fill_type=contourpy.FillType.ChunkCombinedOffsetOffset
-        ).filled(threshold, np.inf)
-        for plane in planes
-    ]
-    if not planes:
-        return [], np.empty(0, np.object_)
-    points = [chunks[0][0] for chunks in traced]
-    rings = [np.diff(chunks[1][0].astype(np.int64)) for chunks in traced]
-    polygons = [np.diff(chunks[2][0].astype(np.int64)) for chunks in traced]
-    offsets = (
-        _offsets(np.concatenate(rings)),
-        _offsets(np.concatenate(polygons)),
-        _offsets(np.array([len(counts) for counts in polygons])),
+def _trace(probability: Vectors, threshold: float) -> tuple[NDArray[np.intp], Geometries]:
+    """The planes that hold anything, and for each a multipolygon of (column, row) points.
+
+    The planes are traced as one picture, one below the other: their borders keep them apart.
+    """
+    slices, rows, columns = probability.shape
+    generator = contourpy.contour_generator(
+        z=probability.reshape(slices * rows, columns), fill_type=contourpy.FillType.ChunkCombinedOffsetOffset
     )
-    kind = shapely.GeometryType.MULTIPOLYGON
-    return planes, np.asarray(shapely.from_ragged_array(kind, np.concatenate(points), offsets))
-
-
-def _offsets(counts: NDArray[np.int64]) -> NDArray[np.int64]:
-    return np.concatenate((np.zeros(1, np.int64), np.cumsum(counts)))
+    (points,), (rings,), (polygons,) = generator.filled(threshold, np.inf)
+    if points is None or rings is None or polygons is None:
+        return np.empty(0, np.intp), np.empty(0, np.object_)
+    plane_of_point = (points[:, 1] // rows).astype(np.intp)
+    points[:, 1] -= plane_of_point * rows
+    offsets = (rings.astype(np.int64), polygons.astype(np.int64))
+    shapes = shapely.from_ragged_array(shapely.GeometryType.POLYGON, points, offsets)
+    plane_of_shape = plane_of_point[rings[polygons[:-1]]]
+    order = np.argsort(plane_of_shape, kind="stable")
+    planes, geometry = np.unique(plane_of_shape[order], return_inverse=True)
+    return planes, np.asarray(shapely.multipolygons(np.asarray(shapes)[order], indices=geometry))
 
 
 def _balanced(exact: Geometries, simplify_mm: float, spacing_mm: tuple[float, float]) -> Geometries:

@@ -38,7 +38,8 @@ class PlaneRing:
 def signed_area(points: Ring) -> float:
     """Area of a ring of (row, column) points: positive where it runs clockwise with rows downwards."""
     rows, columns = points[:, 0], points[:, 1]
-    return float(columns @ np.roll(rows, -1) - rows @ np.roll(columns, -1)) / 2
+    along = columns[:-1] @ rows[1:] - rows[:-1] @ columns[1:]
+    return float(along + columns[-1] * rows[0] - rows[-1] * columns[0]) / 2
 
 
 # A lattice point is seen with its four voxels: upper left 1, upper right 2, lower left 4, lower right 8.
