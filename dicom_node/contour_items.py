@@ -55,7 +55,8 @@ def _contour_data(contour: Contour, planes: PlaneStack) -> bytes:
     extent = np.abs(planes.row_step_mm) * planes.rows + np.abs(planes.column_step_mm) * planes.columns
     varies = extent >= _CONSTANT_MM
     point = "\\".join(
-        "%.4f" if moves else format_number_as_ds(float(own)) for moves, own in zip(varies, origin, strict=True)
+        "%.4f" if moves else format_number_as_ds(float(own))
+        for moves, own in zip(varies, origin, strict=True)
     )
     text = "\\".join([point] * len(points)) % tuple(points[:, varies].ravel().tolist())
     return text.encode("ascii")

@@ -15,7 +15,7 @@ _VERSION_AND_VARIANT = 0xF << 76 | 0b11 << 62
 
 
 def derive_uid(*parts: str) -> str:
-    """A UID that is the same for the same parts and no other: `2.25.` and a custom UUID (RFC 9562, version 8).
+    """The same UID for the same parts and no others: `2.25.` and a custom UUID (RFC 9562, version 8).
 
     Each part goes into the sha256 with its length before it, so ("ab", "c") and ("a", "bc") differ.
     """

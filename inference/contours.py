@@ -23,7 +23,7 @@ from inference.volume import PlaneStack
 ContourMode = Literal["smooth", "voxel"]
 
 LOST_AREA = 0.25
-"""Where the smooth lines of a slice enclose this much less or more than its mask, they do not stand for it."""
+"""Smooth lines that enclose this much less or more than their slice's mask do not stand for it."""
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ Never lets a simplified ring cross itself or another one of its plane.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 import contourpy
 import numpy as np
@@ -62,12 +63,12 @@ class _Rings:
 
     def sums(self, values: Vectors) -> Vectors:
         """Sum of one value a point over each ring."""
-        return np.bincount(self.ring, values, len(self.geometry))
+        return np.bincount(self.ring, values, len(self.geometry)).astype(np.float64)
 
     def areas(self) -> Vectors:
         """Signed area of each ring, as `outlines.signed_area` has it."""
         after = self.shifted(1)
-        return self.sums(self.points[:, 1] * after[:, 0] - self.points[:, 0] * after[:, 1]) / 2
+        return np.asarray(self.sums(self.points[:, 1] * after[:, 0] - self.points[:, 0] * after[:, 1]) / 2)
 
 
 def iso_lines(
@@ -125,7 +126,10 @@ def _trace(probability: Vectors, threshold: float) -> tuple[NDArray[np.intp], Ge
     generator = contourpy.contour_generator(
         z=probability.reshape(slices * rows, columns), fill_type=contourpy.FillType.ChunkCombinedOffsetOffset
     )
-    (points,), (rings,), (polygons,) = generator.filled(threshold, np.inf)
+    # One chunk of (points, where each ring begins, where each polygon's rings begin), or None in each.
+    points, rings, polygons = cast(
+        tuple[Vectors | None, ...], (chunks[0] for chunks in generator.filled(threshold, np.inf))
+    )
     if points is None or rings is None or polygons is None:
         return np.empty(0, np.intp), np.empty(0, np.object_)
     plane_of_point = (points[:, 1] // rows).astype(np.intp)

@@ -53,7 +53,9 @@ def _first_line_to_the_left(contour: Ring, start: Ring) -> tuple[float, int]:
     row, column = start
     rows, columns = contour[:, 0], contour[:, 1]
     next_rows, next_columns = np.roll(rows, -1), np.roll(columns, -1)
-    edges = np.flatnonzero((rows != next_rows) & (np.minimum(rows, next_rows) <= row) & (row <= np.maximum(rows, next_rows)))
+    edges = np.flatnonzero(
+        (rows != next_rows) & (np.minimum(rows, next_rows) <= row) & (row <= np.maximum(rows, next_rows))
+    )
     along = (row - rows[edges]) / (next_rows[edges] - rows[edges])
     crossings = columns[edges] + along * (next_columns[edges] - columns[edges])
     crossings[crossings > column] = -np.inf

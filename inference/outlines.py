@@ -43,7 +43,8 @@ def signed_area(points: Ring) -> float:
 
 
 # A lattice point is seen with its four voxels: upper left 1, upper right 2, lower left 4, lower right 8.
-# The outline turns there where an odd number of them belongs to the mask, and twice where two opposite ones do.
+# The outline turns there where an odd number of them belongs to the mask, and twice where two
+# opposite ones do.
 # For each turn: does the horizontal edge lead to the right, the vertical one downwards, and does
 # the way leave along the horizontal one?
 _TURNS: dict[int, tuple[tuple[bool, bool, bool], ...]] = {
@@ -79,7 +80,7 @@ def voxel_outlines(mask: NDArray[np.bool_]) -> list[PlaneRing]:
     never crosses itself or another one.
     """
     corners = _find_corners(mask)
-    points = np.stack((corners.rows, corners.columns), axis=1) - 0.5
+    points = np.stack((corners.rows, corners.columns), axis=1).astype(np.float64) - 0.5
     planes = corners.planes
     return [PlaneRing(int(planes[ring[0]]), points[ring]) for ring in _cycles(_successors(corners))]
 
@@ -87,12 +88,12 @@ def voxel_outlines(mask: NDArray[np.bool_]) -> list[PlaneRing]:
 def _find_corners(mask: NDArray[np.bool_]) -> _Corners:
     voxels = np.pad(mask.astype(np.uint8), ((0, 0), (1, 1), (1, 1)))
     around = voxels[:, :-1, :-1] | voxels[:, :-1, 1:] << 1 | voxels[:, 1:, :-1] << 2 | voxels[:, 1:, 1:] << 3
-    turns = np.zeros(16, np.intp)
-    for code, ways in _TURNS.items():
-        turns[code] = len(ways)
+    turns = np.array([len(_TURNS.get(code, ())) for code in range(16)])
+    table = np.zeros((16, 2, 3), np.bool_)
+    for code, each in _TURNS.items():
+        table[code, : len(each)] = each
     where = np.flatnonzero(turns[around])
     codes = around.ravel()[where]
-    table = np.array([(ways + ways)[:2] for ways in (_TURNS.get(code, ((False,) * 3,)) for code in range(16))])
     saddles = turns[codes] == 2
     places = np.concatenate((where, where[saddles]))
     ways = np.concatenate((table[codes, 0], table[codes[saddles], 1]))

@@ -1,0 +1,489 @@
+"""A segmentation as an RT Structure Set (PS3.3 A.19), in the study of the CT that it was drawn on.
+
+Owns the data set, module by module in the standard's order, and its encoding in Implicit VR Little Endian.
+Speaks `CtSeries` and `Segmentation` in, the bytes of a Part 10 file out.
+Never invents a value that belongs to the patient, the study or the frame of reference: those are the CT's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import datetime, timedelta, timezone
+from io import BytesIO
+from types import SimpleNamespace
+from typing import cast
+
+import numpy as np
+from pydicom.charset import convert_encodings
+from pydicom.datadict import dictionary_VR, tag_for_keyword
+from pydicom.dataelem import RawDataElement
+from pydicom.dataset import Dataset, FileDataset
+from pydicom.tag import Tag
+from pydicom.uid import UID, ImplicitVRLittleEndian, RTStructureSetStorage
+from pydicom.valuerep import STR_VR, format_number_as_ds
+from rt_utils import ds_helper
+
+from dicom_node.contour_items import encode_contours
+from dicom_node.ct_series import CtSeries
+from dicom_node.errors import SeriesRejectedError
+from dicom_node.uids import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME, derive_uid
+from inference.contours import Contour, ContourMode, trace
+from inference.segmentation import Segmentation, StructureMap
+from inference.volume import PlaneStack
+from models.card import Code, ModelDescription
+
+NOT_A_MEDICAL_DEVICE = "Not a medical device: for research only until a clinic has commissioned it."
+
+PATIENT_MODULE = (
+    *(
+        "PatientName",
+        "PatientID",
+        "IssuerOfPatientID",
+        "TypeOfPatientID",
+        "IssuerOfPatientIDQualifiersSequence",
+    ),
+    *("PatientBirthDate", "PatientBirthTime", "PatientBirthDateInAlternativeCalendar"),
+    *("PatientDeathDateInAlternativeCalendar", "PatientAlternativeCalendar", "PatientSex"),
+    *("OtherPatientIDs", "OtherPatientNames", "OtherPatientIDsSequence", "ReferencedPatientSequence"),
+    *("QualityControlSubject", "EthnicGroup", "PatientComments", "PatientSpeciesDescription"),
+    *("PatientBreedDescription", "ResponsiblePerson", "ResponsiblePersonRole", "ResponsibleOrganization"),
+    *("PatientIdentityRemoved", "DeidentificationMethod", "DeidentificationMethodCodeSequence"),
+)
+"""PS3.3 C.7.1.1."""
+
+CLINICAL_TRIAL_MODULES = (
+    *("ClinicalTrialSponsorName", "ClinicalTrialProtocolID", "ClinicalTrialProtocolName"),
+    *("ClinicalTrialSiteID", "ClinicalTrialSiteName", "ClinicalTrialSubjectID"),
+    *("ClinicalTrialSubjectReadingID", "ClinicalTrialProtocolEthicsCommitteeName"),
+    *("ClinicalTrialProtocolEthicsCommitteeApprovalNumber", "ClinicalTrialTimePointID"),
+    "ClinicalTrialTimePointDescription",
+)
+"""PS3.3 C.7.1.3, C.7.2.3."""
+
+STUDY_MODULES = (
+    *("StudyInstanceUID", "StudyDate", "StudyTime", "ReferringPhysicianName"),
+    *("ReferringPhysicianIdentificationSequence", "StudyID", "AccessionNumber"),
+    *("IssuerOfAccessionNumberSequence", "StudyDescription", "PhysiciansOfRecord"),
+    *("PhysiciansOfRecordIdentificationSequence", "NameOfPhysiciansReadingStudy"),
+    *("RequestingService", "ReferencedStudySequence", "ProcedureCodeSequence"),
+    *("AdmittingDiagnosesDescription", "PatientAge", "PatientSize", "PatientWeight"),
+    *("Occupation", "AdditionalPatientHistory"),
+)
+"""PS3.3 C.7.2.1, C.7.2.2."""
+
+TYPE_2 = (
+    *("PatientName", "PatientID", "PatientBirthDate", "PatientSex"),
+    *("StudyDate", "StudyTime", "ReferringPhysicianName", "StudyID", "AccessionNumber"),
+)
+"""What the Patient and General Study modules ask to be there, if only empty."""
+
+_SCAFFOLD_KEPT = frozenset(
+    tag_for_keyword(keyword)
+    for keyword in (
+        *("SOPClassUID", "Modality", "ApprovalStatus"),
+        *("StructureSetROISequence", "ROIContourSequence", "RTROIObservationsSequence"),
+    )
+)
+_SERIES_NUMBER = 9001
+"""Far from the numbers that scanners give, so that the object stands last in its study."""
+
+
+@dataclass(frozen=True)
+class RtStructOptions:
+    """Everything besides the series and the segmentation that the object is made of.
+
+    Attributes:
+        contour_mode, simplify_mm: see `inference.contours.trace`.
+        structure_set_label: at most 16 characters; planning systems cut or refuse longer ones.
+        series_description: at most 64 characters.
+        created_at: aware; the job's own time, so that a job done again gives the same bytes.
+        model: the network whose output this is.
+        template, profile: by which rules, and for which destination.
+        predecessor_sop_instance_uid: the structure set of an earlier revision of the series.
+    """
+
+    contour_mode: ContourMode
+    simplify_mm: float
+    structure_set_label: str
+    series_description: str
+    created_at: datetime
+    model: ModelDescription
+    program_version: str
+    template: str = "default"
+    profile: str = "generic"
+    predecessor_sop_instance_uid: str | None = None
+
+
+@dataclass(frozen=True)
+class RoiReport:
+    """One structure of the model, and what became of it.
+
+    Attributes:
+        number: its ROI Number; None where nothing was found, for then the object does not name it.
+        volume_cm3: of the mask.
+        contours: how many.
+        confidence, flags: see `inference.segmentation.StructureMap`.
+    """
+
+    number: int | None
+    name: str
+    volume_cm3: float
+    contours: int
+    confidence: float | None
+    flags: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class RtStruct:
+    """An RT Structure Set, encoded.
+
+    Attributes:
+        data: a Part 10 file.
+        rois: one a structure of the model, in its order.
+    """
+
+    data: bytes
+    sop_instance_uid: str
+    series_instance_uid: str
+    rois: tuple[RoiReport, ...]
+
+
+@dataclass(frozen=True)
+class _Roi:
+    number: int
+    found: StructureMap
+    contours: tuple[Contour, ...]
+    volume_cm3: float
+
+
+def build(series: CtSeries, segmentation: Segmentation, options: RtStructOptions) -> RtStruct:
+    """The RT Structure Set of a segmentation.
+
+    Raises:
+        SeriesRejectedError: nothing was found. A structure set without an ROI is no valid object
+            (PS3.3 C.8.8.5), and a series without any of the organs is not ours to contour.
+    """
+    planes = series.volume.planes
+    rois = _drawn(segmentation, planes, options)
+    if not rois:
+        raise SeriesRejectedError(
+            "nothing_found",
+            f"none of the {len(segmentation.structures)} structures of {options.model.name} was found "
+            "in this series; is it a head-and-neck CT?",
+        )
+    uids = _Uids.derive(series, options)
+    dataset = _scaffold()
+    _patient_and_study(dataset, series.reference)
+    created_at = _local_time(options.created_at, dataset)
+    _rt_series(dataset, uids, options, created_at)
+    _general_equipment(dataset, options)
+    _frame_of_reference(dataset, series)
+    _structure_set(dataset, series, rois, options, created_at)
+    _roi_contour(dataset, series, rois)
+    _rt_roi_observations(dataset, rois)
+    _approval(dataset)
+    _sop_common(dataset, uids, options, created_at)
+    reports = _reports(segmentation, rois)
+    return RtStruct(_encoded(dataset), uids.sop_instance, uids.series, reports)
+
+
+def volume_cm3(found: StructureMap, planes: PlaneStack) -> float:
+    """The volume of a structure's mask; each slice is as thick as half the way to its neighbours."""
+    voxels = np.count_nonzero(found.mask, axis=(1, 2))
+    thickness_mm = planes.slice_thickness_mm[found.box[0]]
+    return float(voxels @ thickness_mm) * planes.row_spacing_mm * planes.column_spacing_mm / 1000
+
+
+def provenance(model: ModelDescription) -> str:
+    """Name, version and the beginning of the sha256 of a model, within the 64 characters of an LO."""
+    ending = f" sha256 {model.sha256[:12]}"
+    return _text(f"{model.name} {model.version}", 64 - len(ending)) + ending
+
+
+@dataclass(frozen=True)
+class _Uids:
+    sop_instance: str
+    series: str
+
+    @classmethod
+    def derive(cls, series: CtSeries, options: RtStructOptions) -> _Uids:
+        """From all that decides what the contours are; not from when they were drawn."""
+        made_of = (
+            *sorted(series.sha256s),
+            options.model.sha256,
+            options.model.name,
+            options.model.version,
+            options.template,
+            options.profile,
+            options.contour_mode,
+            repr(options.simplify_mm),
+            options.structure_set_label,
+            options.series_description,
+            options.predecessor_sop_instance_uid or "",
+            options.program_version,
+        )
+        return cls(derive_uid("SOP Instance", *made_of), derive_uid("Series", *made_of))
+
+
+def _drawn(segmentation: Segmentation, planes: PlaneStack, options: RtStructOptions) -> tuple[_Roi, ...]:
+    """The structures that have contours, numbered by their place in the model, found or not."""
+    traced = (
+        _Roi(
+            number,
+            found,
+            trace(found, planes, options.contour_mode, options.simplify_mm),
+            volume_cm3(found, planes),
+        )
+        for number, found in enumerate(segmentation.structures, start=1)
+    )
+    return tuple(roi for roi in traced if roi.contours)
+
+
+def _reports(segmentation: Segmentation, rois: Iterable[_Roi]) -> tuple[RoiReport, ...]:
+    drawn = {roi.number: roi for roi in rois}
+    reports = []
+    for number, found in enumerate(segmentation.structures, start=1):
+        roi = drawn.get(number)
+        reports.append(
+            RoiReport(
+                number if roi else None,
+                found.structure.name,
+                roi.volume_cm3 if roi else 0.0,
+                len(roi.contours) if roi else 0,
+                found.confidence,
+                found.flags,
+            )
+        )
+    return tuple(reports)
+
+
+def _scaffold() -> FileDataset:
+    """rt-utils' empty structure set, without what it makes up.
+
+    We take from it: the file with its preamble and group 0002, SOP Class, Modality, Approval Status
+    UNAPPROVED and the three sequences of ROIs. Its invented dates, UIDs, manufacturer, institution
+    and character set go.
+    """
+    dataset = cast(FileDataset, ds_helper.generate_base_dataset())
+    for tag in set(dataset.keys()) - _SCAFFOLD_KEPT:
+        del dataset[tag]
+    return dataset
+
+
+def _patient_and_study(dataset: Dataset, reference: Dataset) -> None:
+    """Patient, clinical trial and study modules: the CT's own bytes, character set included."""
+    _take(dataset, reference, ("SpecificCharacterSet", "TimezoneOffsetFromUTC"))
+    _take(dataset, reference, (*PATIENT_MODULE, *CLINICAL_TRIAL_MODULES, *STUDY_MODULES))
+    for keyword in TYPE_2:
+        if keyword not in dataset:
+            setattr(dataset, keyword, "")
+
+
+def _rt_series(dataset: Dataset, uids: _Uids, options: RtStructOptions, created_at: datetime) -> None:
+    """PS3.3 C.8.8.1."""
+    dataset.SeriesInstanceUID = uids.series
+    dataset.SeriesNumber = _SERIES_NUMBER
+    dataset.SeriesDate, dataset.SeriesTime = _date_and_time(created_at)
+    dataset.SeriesDescription = _text(options.series_description, 64)
+    dataset.OperatorsName = ""
+
+
+def _general_equipment(dataset: Dataset, options: RtStructOptions) -> None:
+    """PS3.3 C.7.5.1."""
+    dataset.Manufacturer = _text(options.model.manufacturer, 64)
+    dataset.ManufacturerModelName = "AnatomyNode"
+    dataset.SoftwareVersions = [_text(options.program_version, 64), provenance(options.model)]
+
+
+def _frame_of_reference(dataset: Dataset, series: CtSeries) -> None:
+    """PS3.3 C.7.4.1."""
+    dataset.FrameOfReferenceUID = series.headers[0].frame_of_reference_uid
+    _take(dataset, series.reference, ("PositionReferenceIndicator",))
+    if "PositionReferenceIndicator" not in dataset:
+        dataset.PositionReferenceIndicator = ""
+
+
+def _structure_set(
+    dataset: Dataset, series: CtSeries, rois: tuple[_Roi, ...], options: RtStructOptions, created_at: datetime
+) -> None:
+    """PS3.3 C.8.8.5."""
+    dataset.StructureSetLabel = _text(options.structure_set_label, 16)
+    dataset.StructureSetName = _text(options.series_description, 64)
+    dataset.StructureSetDescription = _text(
+        f"Drawn by {provenance(options.model)}, AnatomyNode {options.program_version}. "
+        + NOT_A_MEDICAL_DEVICE,
+        1024,
+    )
+    dataset.InstanceNumber = 1
+    dataset.StructureSetDate, dataset.StructureSetTime = _date_and_time(created_at)
+    dataset.ReferencedFrameOfReferenceSequence = [_referenced_frame_of_reference(series)]
+    if options.predecessor_sop_instance_uid is not None:
+        predecessor = Dataset()
+        predecessor.ReferencedSOPClassUID = RTStructureSetStorage
+        predecessor.ReferencedSOPInstanceUID = options.predecessor_sop_instance_uid
+        dataset.PredecessorStructureSetSequence = [predecessor]
+    dataset.StructureSetROISequence.extend(_structure_set_roi(roi, series, options) for roi in rois)
+
+
+def _referenced_frame_of_reference(series: CtSeries) -> Dataset:
+    """Study, series and every slice once; the nest is rt-utils', which has it right."""
+    item = Dataset()
+    item.FrameOfReferenceUID = series.headers[0].frame_of_reference_uid
+    slices = [
+        SimpleNamespace(
+            StudyInstanceUID=header.study_instance_uid,
+            SeriesInstanceUID=header.series_instance_uid,
+            SOPClassUID=header.sop_class_uid,
+            SOPInstanceUID=header.sop_instance_uid,
+        )
+        for header in series.headers
+    ]
+    item.RTReferencedStudySequence = ds_helper.create_frame_of_ref_study_sequence(slices)
+    return item
+
+
+def _structure_set_roi(roi: _Roi, series: CtSeries, options: RtStructOptions) -> Dataset:
+    item = Dataset()
+    item.ROINumber = roi.number
+    item.ReferencedFrameOfReferenceUID = series.headers[0].frame_of_reference_uid
+    item.ROIName = _text(roi.found.structure.name, 16)
+    item.ROIDescription = _remarks(roi.found)
+    item.ROIVolume = format_number_as_ds(round(roi.volume_cm3, 4))
+    item.ROIGenerationAlgorithm = "AUTOMATIC"
+    item.ROIGenerationDescription = provenance(options.model)
+    item.ROIDerivationAlgorithmIdentificationSequence = [_algorithm(options)]
+    return item
+
+
+def _algorithm(options: RtStructOptions) -> Dataset:
+    """Algorithm Identification macro, PS3.3 10.16."""
+    item = Dataset()
+    item.AlgorithmFamilyCodeSequence = [
+        _coded(Code(value="123110", scheme="DCM", meaning="Artificial Intelligence"))
+    ]
+    item.AlgorithmName = _text(options.model.name, 64)
+    item.AlgorithmVersion = _text(options.model.version, 64)
+    item.AlgorithmParameters = (
+        f"sha256={options.model.sha256}; contours={options.contour_mode}; simplify_mm={options.simplify_mm:g}"
+    )
+    item.AlgorithmSource = _text(options.model.manufacturer, 64)
+    return item
+
+
+def _roi_contour(dataset: Dataset, series: CtSeries, rois: tuple[_Roi, ...]) -> None:
+    """PS3.3 C.8.8.6."""
+    references = [(header.sop_class_uid, header.sop_instance_uid) for header in series.headers]
+    for roi in rois:
+        item = Dataset()
+        item.ROIDisplayColor = list(roi.found.structure.color)
+        item.ReferencedROINumber = roi.number
+        contours = encode_contours(roi.contours, series.volume.planes, references)
+        item[Tag("ContourSequence")] = RawDataElement(
+            Tag("ContourSequence"), "SQ", len(contours), contours, 0, True, True
+        )
+        item.set_original_encoding(True, True)  # as in `_encoded`
+        dataset.ROIContourSequence.append(item)
+
+
+def _rt_roi_observations(dataset: Dataset, rois: tuple[_Roi, ...]) -> None:
+    """PS3.3 C.8.8.8."""
+    for roi in rois:
+        item = Dataset()
+        item.ObservationNumber = roi.number
+        item.ReferencedROINumber = roi.number
+        item.ROIObservationLabel = _text(roi.found.structure.name, 16)
+        item.ROIObservationDescription = _remarks(roi.found)
+        item.RTROIIdentificationCodeSequence = [_coded(roi.found.structure.code)]
+        item.RTROIInterpretedType = "ORGAN"
+        item.ROIInterpreter = ""
+        dataset.RTROIObservationsSequence.append(item)
+
+
+def _approval(dataset: Dataset) -> None:
+    """PS3.3 C.8.8.16: a person has still to look at it."""
+    dataset.ApprovalStatus = "UNAPPROVED"
+
+
+def _sop_common(dataset: FileDataset, uids: _Uids, options: RtStructOptions, created_at: datetime) -> None:
+    """PS3.3 C.12.1, and group 0002 (PS3.10 7.1)."""
+    dataset.SOPInstanceUID = uids.sop_instance
+    dataset.InstanceCreationDate, dataset.InstanceCreationTime = _date_and_time(created_at)
+    dataset.ContributingEquipmentSequence = [_contributing_equipment(options)]
+    dataset.file_meta.MediaStorageSOPInstanceUID = UID(uids.sop_instance)
+    dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian
+    dataset.file_meta.ImplementationClassUID = UID(IMPLEMENTATION_CLASS_UID)
+    dataset.file_meta.ImplementationVersionName = IMPLEMENTATION_VERSION_NAME
+
+
+def _contributing_equipment(options: RtStructOptions) -> Dataset:
+    item = Dataset()
+    item.PurposeOfReferenceCodeSequence = [
+        _coded(Code(value="109102", scheme="DCM", meaning="Processing Equipment"))
+    ]
+    item.Manufacturer = _text(options.model.manufacturer, 64)
+    item.ManufacturerModelName = "AnatomyNode"
+    item.SoftwareVersions = [_text(options.program_version, 64), provenance(options.model)]
+    item.ContributionDescription = "Contours by a neural network, not reviewed"
+    return item
+
+
+def _coded(code: Code) -> Dataset:
+    """Code Sequence macro, PS3.3 8.8."""
+    item = Dataset()
+    item.CodeValue = code.value
+    item.CodingSchemeDesignator = code.scheme
+    item.CodeMeaning = _text(code.meaning, 64)
+    return item
+
+
+def _remarks(found: StructureMap) -> str:
+    """What a person should know before believing a structure."""
+    confidence = "" if found.confidence is None else f"Boundary confidence {found.confidence:.2f}. "
+    flags = f"Look closely: {', '.join(found.flags)}. " if found.flags else ""
+    return _text(f"{flags}{confidence}Automatic, not reviewed.", 1024)
+
+
+def _text(text: str, most: int) -> str:
+    """Our own words within a VR's limits, in ASCII, which every character set of a CT contains."""
+    plain = text.encode("ascii", "replace").decode().replace("\\", "/")
+    return plain[:most].strip()
+
+
+def _local_time(created_at: datetime, dataset: Dataset) -> datetime:
+    """On the clock that the CT's dates are read by.
+
+    Timezone Offset From UTC (0008,0201) holds for every date in the object, those of the study
+    too, so it is only there where the CT has it. Else dates are the hospital's wall time
+    (PS3.3 C.12.1.1.8), which is this machine's, and that is what planning systems show.
+    """
+    offset = str(dataset.get("TimezoneOffsetFromUTC") or "").strip()
+    if len(offset) == 5 and offset[0] in "+-" and offset[1:].isdigit():
+        ahead = timedelta(hours=int(offset[1:3]), minutes=int(offset[3:]))
+        return created_at.astimezone(timezone(-ahead if offset[0] == "-" else ahead))
+    return created_at.astimezone()
+
+
+def _date_and_time(moment: datetime) -> tuple[str, str]:
+    return moment.strftime("%Y%m%d"), moment.strftime("%H%M%S")
+
+
+def _take(dataset: Dataset, reference: Dataset, keywords: Iterable[str]) -> None:
+    """Take elements over from the CT: text as the very bytes, whatever its character set."""
+    for keyword in keywords:
+        tag = Tag(keyword)
+        if tag not in reference:
+            continue
+        element = reference.get_item(tag)
+        vr = element.VR or dictionary_VR(tag)
+        dataset[tag] = element if element.is_raw and vr in STR_VR else reference[tag]
+
+
+def _encoded(dataset: FileDataset) -> bytes:
+    charset = (
+        convert_encodings(dataset.SpecificCharacterSet) if "SpecificCharacterSet" in dataset else "iso8859"
+    )
+    dataset.set_original_encoding(True, True, charset)  # what is raw is written as it is
+    file = BytesIO()
+    dataset.save_as(file, enforce_file_format=True)
+    return file.getvalue()
