@@ -1,0 +1,1 @@
+"""What the node promises in figures, measured as ratios within one run."""

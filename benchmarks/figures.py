@@ -1,0 +1,58 @@
+"""A measured figure beside its target, and the table that shows them.
+
+Owns the value that every benchmark returns: each module here has `measure() -> tuple[Figure, ...]`.
+Speaks a number with its unit, and whether the target holds.
+Never measures anything itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from rich.console import Console
+from rich.table import Table
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One line of the table.
+
+    Attributes:
+        target: in words, such as `<= 1.3`; empty where the figure only explains another.
+        holds: whether the target is reached; None where there is none.
+    """
+
+    name: str
+    value: float
+    unit: str = ""
+    target: str = ""
+    holds: bool | None = None
+
+
+def at_most(name: str, value: float, limit: float, unit: str = "") -> Figure:
+    """A figure that may not exceed `limit`."""
+    return Figure(name, value, unit, f"<= {limit:g}", value <= limit)
+
+
+def at_least(name: str, value: float, limit: float, unit: str = "") -> Figure:
+    """A figure that may not fall below `limit`."""
+    return Figure(name, value, unit, f">= {limit:g}", value >= limit)
+
+
+def show(title: str, figures: Iterable[Figure]) -> None:
+    """Print figures as one table."""
+    table = Table(title=title, title_justify="left")
+    for heading, justify in (("figure", "left"), ("measured", "right"), ("target", "right"), ("", "left")):
+        table.add_column(heading, justify=justify)  # type: ignore[arg-type]
+    verdicts = {True: "holds", False: "[bold red]missed[/]", None: ""}
+    for figure in figures:
+        table.add_row(
+            figure.name, f"{figure.value:.3g} {figure.unit}".strip(), figure.target, verdicts[figure.holds]
+        )
+    Console(width=110).print(table)
+
+
+def main(title: str, measure: Callable[[], tuple[Figure, ...]]) -> None:
+    """Run one benchmark by itself."""
+    show(title, measure())
