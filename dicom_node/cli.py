@@ -24,7 +24,7 @@ from dicom_node.errors import AnatomyNodeError, ConfigurationError, SeriesReject
 if TYPE_CHECKING:
     from sqlalchemy import Engine
 
-    from dicom_node.config import Config
+    from dicom_node.config import Config, Destination
 
 
 class Exit(IntEnum):
@@ -132,10 +132,22 @@ def send(
     calling: Annotated[str, typer.Option("--calling", help="Our AE title.")] = "ANATOMYNODE",
 ) -> None:
     """Push a folder of DICOM files, as a scanner would."""
+    from rich.console import Console
+    from rich.progress import Progress
+
     from dicom_node import send as sending
 
-    host, port = _address(to)
-    sending.send(folder, host=host, port=port, aet=aet, calling=calling)
+    destination = _destination(to, aet)
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        bar = progress.add_task(f"to {aet}", total=None)
+        summary = sending.send_folder(
+            folder,
+            destination,
+            calling,
+            lambda done, total: progress.update(bar, completed=done, total=total),
+        )
+    typer.echo(summary.in_words())
+    raise typer.Exit(Exit.FAILED if summary.failed else Exit.DONE)
 
 
 @app.command()
@@ -341,6 +353,21 @@ def _address(text: str) -> tuple[str, int]:
     if not colon or not host or not port.isdecimal() or not 0 < int(port) < 65536:
         raise typer.BadParameter(f"{text!r} is not HOST:PORT", param_hint="--to")
     return host.strip("[]"), int(port)
+
+
+def _destination(to: str, aet: str) -> Destination:
+    """The receiver that `--to` and `--aet` name."""
+    from pydantic import ValidationError
+
+    from dicom_node.config import Destination as Receiver
+
+    host, port = _address(to)
+    try:
+        return Receiver(name="receiver", host=host, port=port, ae_title=aet)
+    except ValidationError as problem:
+        raise typer.BadParameter(
+            f"{aet!r} is no AE title (1 to 16 characters)", param_hint="--aet"
+        ) from problem
 
 
 def _settings_of_a_person(config: Path | None, model: str | None) -> Config:

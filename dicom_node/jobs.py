@@ -201,6 +201,8 @@ def finish(session: Session, job: Job, result: Result, destinations: Iterable[st
     job.sop_instance_uid, job.report = result.sop_instance_uid, dict(result.report)
     move(session, job, JobState.READY, at, result.in_words)
     known = {delivery.destination for delivery in deliveries_of(session, job)}
+    unsuccessful = {DeliveryState.REFUSED, DeliveryState.CANCELLED}
+    _resend(session, job, unsuccessful, "the job was contoured again", at)
     for destination in destinations:
         if destination not in known:
             delivery = Delivery(job_id=job.id, destination=destination, created_at=at, next_attempt_at=at)

@@ -148,6 +148,13 @@ class Delivery(Base):
     __table_args__ = (
         _one_of("state", DeliveryState),
         UniqueConstraint("job_id", "destination", name="one_delivery_a_destination"),
+        # What is due is looked for several times a second, among the deliveries of years.
+        Index(
+            "pending_deliveries",
+            "destination",
+            "next_attempt_at",
+            sqlite_where=text("state = 'PENDING'"),
+        ),
     )
 
     id: Mapped[int] = mapped_column(primary_key=True)

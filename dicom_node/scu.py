@@ -24,7 +24,7 @@ from pynetdicom.dsutils import split_dataset
 from pynetdicom.events import Event
 from pynetdicom.pdu_primitives import A_ASSOCIATE
 from pynetdicom.presentation import PresentationContext
-from pynetdicom.sop_class import (  # type: ignore[attr-defined]  # made at run time
+from pynetdicom.sop_class import (
     StudyRootQueryRetrieveInformationModelFind,
     Verification,
 )
@@ -77,6 +77,10 @@ class FileIdentity:
 
 
 class UnreadableFileError(PermanentError):
+    """The file cannot be sent."""
+
+
+class NotDicomError(UnreadableFileError):
     """The file is no DICOM Part 10 file, or its meta group lacks what C-STORE needs."""
 
 
@@ -121,7 +125,7 @@ def store(destination: Destination, calling: str, file: Path) -> StoreOutcome:
         with association(destination, calling, [context]) as peer:
             return send(peer, identity)
     except TransientError as problem:
-        return StoreOutcome(StoreKind.TRANSIENT, None, problem.reason)
+        return StoreOutcome(StoreKind.UNREACHABLE, None, problem.reason)
     except PermanentError as problem:
         return StoreOutcome(StoreKind.REFUSED, None, problem.reason)
 
@@ -153,7 +157,8 @@ def identify(file: Path) -> FileIdentity:
     """Read the meta group of a Part 10 file.
 
     Raises:
-        UnreadableFileError: there is none, or it does not say what the file holds.
+        NotDicomError: there is none, or it does not say what the file holds.
+        UnreadableFileError: the disk, or a right, is in the way.
     """
     try:
         meta, _ = split_dataset(file)
@@ -164,9 +169,9 @@ def identify(file: Path) -> FileIdentity:
             transfer_syntax_uid=str(meta.TransferSyntaxUID),
         )
     except (InvalidDicomError, AttributeError, EOFError) as problem:
-        raise UnreadableFileError("the file is no DICOM Part 10 file") from problem
+        raise NotDicomError(f"{file.name} is no DICOM Part 10 file") from problem
     except OSError as problem:
-        raise UnreadableFileError(f"the file cannot be read: {problem.strerror}") from problem
+        raise UnreadableFileError(f"{file.name} cannot be read: {problem.strerror}") from problem
 
 
 def contexts_for(files: Sequence[FileIdentity]) -> list[PresentationContext]:

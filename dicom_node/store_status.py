@@ -21,6 +21,8 @@ class StoreKind(StrEnum):
     DUPLICATE = "duplicate"
     """The peer already keeps an instance of this UID. Whether it is this one only the sender knows: where
     the UID was derived from what is inside, it is; in other people's files it may be another."""
+    UNREACHABLE = "unreachable"
+    """No association, so nothing was sent: it says nothing about the object. No status means this."""
     TRANSIENT = "transient"
     """Not stored, or not known to be: the same bytes under the same SOP Instance UID may go in later."""
     REFUSED = "refused"

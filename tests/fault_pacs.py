@@ -8,9 +8,10 @@ Never is part of the product.
 from __future__ import annotations
 
 import socket
+import ssl
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 from pydicom.uid import CTImageStorage, ImplicitVRLittleEndian, RTStructureSetStorage
 from pynetdicom import AE, evt
@@ -18,7 +19,7 @@ from pynetdicom.events import Event
 from pynetdicom.pdu import P_DATA_TF
 from pynetdicom.sop_class import Verification
 
-from dicom_node.config import Destination
+from dicom_node.config import Destination, Tls
 
 STORED = 0x0000
 
@@ -34,6 +35,17 @@ def destination(port: int, name: str = "archive", **changes: object) -> Destinat
         "response_timeout_s": 1.0,
     }
     return Destination.model_validate({**settings, **changes})
+
+
+def _tls_context(tls: Tls | None) -> ssl.SSLContext | None:
+    """The archive's side of a connection on which both show certificates."""
+    if tls is None:
+        return None
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.verify_mode = ssl.CERT_REQUIRED
+    context.load_verify_locations(tls.ca)
+    context.load_cert_chain(tls.certificate, tls.key)
+    return context
 
 
 class Received:
@@ -54,6 +66,7 @@ def serving(
     contexts: Sequence[str] = (Verification, RTStructureSetStorage, CTImageStorage),
     on_request: Callable[[Event], None] | None = None,
     on_pdu: Callable[[Event], None] | None = None,
+    tls: Tls | None = None,
 ) -> Iterator[int]:
     """An archive whose answers are given by functions; yields its port."""
     entity = AE(ae_title="ARCHIVE")
@@ -65,7 +78,9 @@ def serving(
         handlers.append((evt.EVT_REQUESTED, on_request))
     if on_pdu is not None:
         handlers.append((evt.EVT_PDU_RECV, on_pdu))
-    server = entity.start_server(("127.0.0.1", 0), block=False, evt_handlers=handlers)
+    server = entity.start_server(
+        ("127.0.0.1", 0), block=False, evt_handlers=handlers, ssl_context=_tls_context(tls)
+    )
     try:
         yield server.server_address[1]
     finally:
@@ -73,7 +88,7 @@ def serving(
 
 
 @contextmanager
-def answering(*statuses: int, received: Received | None = None) -> Iterator[int]:
+def answering(*statuses: int, received: Received | None = None, tls: Tls | None = None) -> Iterator[int]:
     """Answers each C-STORE with the next of `statuses`; the last one for ever."""
     left = list(statuses)
 
@@ -82,7 +97,7 @@ def answering(*statuses: int, received: Received | None = None) -> Iterator[int]
             received.note(event)
         return left.pop(0) if len(left) > 1 else left[0]
 
-    with serving(on_store) as port:
+    with serving(on_store, tls=tls) as port:
         yield port
 
 
@@ -170,6 +185,20 @@ def silent_while_receiving() -> Iterator[int]:
 def black_hole() -> Iterator[int]:
     """A listening socket that never answers: the connection stands, and nothing comes back."""
     with socket.create_server(("127.0.0.1", 0)) as listening:
+        yield listening.getsockname()[1]
+
+
+@contextmanager
+def full_backlog() -> Iterator[int]:
+    """A listening socket whose queue is full: the kernel drops each further request to connect."""
+    with ExitStack() as stack:
+        listening = stack.enter_context(socket.socket())
+        listening.bind(("127.0.0.1", 0))
+        listening.listen(0)
+        for _ in range(4):
+            waiting = stack.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex(listening.getsockname())
         yield listening.getsockname()[1]
 
 

@@ -1,0 +1,288 @@
+"""Brings each stored RT-STRUCT to each of its destinations.
+
+Owns when an attempt is made, and one lane (a thread) for each destination, so that none waits for another.
+Speaks the deliveries' rows, and `scu.store` with the very bytes that were fsynced.
+Never keeps anything in memory that a restart would need, and never takes silence for success.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+
+from sqlalchemy import Engine, select, update
+from sqlalchemy.orm import Session
+
+from dicom_node import jobs, logs, scu
+from dicom_node.config import Config, Destination
+from dicom_node.database import reading, transaction
+from dicom_node.errors import PermanentError
+from dicom_node.retry import delay_s
+from dicom_node.schema import Delivery, Job
+from dicom_node.scu import StoreOutcome
+from dicom_node.states import DeliveryState
+from dicom_node.store_status import StoreKind
+
+POLL_S = 0.1
+"""How soon a delivery is seen that nobody woke us for, such as one that a person retries."""
+AFTER_A_BUG_S = 5.0
+"""How long a lane rests after an error of its own, such as a full disk under the database."""
+
+Store = Callable[[Destination, str, Path], StoreOutcome]
+
+log = logs.get(__name__)
+
+
+class DamagedResultError(PermanentError):
+    """The stored RT-STRUCT is not the one that was checked; it is not sent."""
+
+
+@dataclass(frozen=True)
+class Due:
+    """A delivery whose time has come.
+
+    Attributes:
+        file: in the results folder; None where it was found damaged.
+        sha256: of the file's bytes when the RT-STRUCT was checked.
+    """
+
+    delivery_id: int
+    job_id: int
+    file: Path | None
+    sha256: str | None
+
+
+class Deliverer:
+    """Sends what is due, until it is stored, refused or cancelled.
+
+    All that must outlive a crash is in the database: after one, what was under way is still PENDING and goes
+    out again, the same bytes under the same SOP Instance UID.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        engine: Engine,
+        clock: Callable[[], float],
+        store: Store = scu.store,
+        rng: Random | None = None,
+    ) -> None:
+        self._config = config
+        self._engine = engine
+        self._clock = clock
+        rng = rng or Random()  # noqa: S311  (jitter, no secret)
+        self._lanes = tuple(
+            _Lane(config, destination, engine, clock, store, rng) for destination in config.destinations
+        )
+        self._threads: tuple[threading.Thread, ...] = ()
+
+    def start(self) -> None:
+        """Begin to send, in threads; returns at once."""
+        self._refuse_forgotten()
+        self._threads = tuple(
+            threading.Thread(target=lane.run, name=f"deliver-{lane.name}", daemon=True)
+            for lane in self._lanes
+        )
+        for thread in self._threads:
+            thread.start()
+
+    def wake(self) -> None:
+        """Look now: a delivery was just made."""
+        for lane in self._lanes:
+            lane.wake.set()
+
+    def stop(self, grace_s: float = 10.0) -> None:
+        """Begin no further attempt, and wait up to `grace_s` for those under way.
+
+        One that takes longer is abandoned: it is still PENDING, and goes out again after the next start.
+        """
+        for lane in self._lanes:
+            lane.stopping.set()
+            lane.wake.set()
+        until = time.monotonic() + grace_s
+        for thread in self._threads:
+            thread.join(max(0.0, until - time.monotonic()))
+        self._threads = ()
+
+    def step(self) -> int:
+        """Try everything that is due now, destination by destination, in the caller's thread; how many."""
+        self._refuse_forgotten()
+        return sum(lane.step() for lane in self._lanes)
+
+    def _refuse_forgotten(self) -> None:
+        """End deliveries to destinations that the configuration no longer has: they would wait unseen."""
+        known = [destination.name for destination in self._config.destinations]
+        forgotten = select(Delivery).where(
+            Delivery.state == DeliveryState.PENDING, Delivery.destination.not_in(known)
+        )
+        with transaction(self._engine) as session:
+            for delivery in session.scalars(forgotten):
+                reason = f"the configuration has no destination {delivery.destination}; add it, then retry"
+                jobs.delivery_refused(session, delivery, None, reason, self._clock())
+
+
+class _Lane:
+    """The way to one destination."""
+
+    def __init__(
+        self,
+        config: Config,
+        destination: Destination,
+        engine: Engine,
+        clock: Callable[[], float],
+        store: Store,
+        rng: Random,
+    ) -> None:
+        self.name = destination.name
+        self.wake = threading.Event()
+        self.stopping = threading.Event()
+        self._destination = destination
+        self._calling = destination.calling_ae_title or config.listener.ae_title
+        self._results = config.storage.results
+        self._retry = config.retry
+        self._engine = engine
+        self._clock = clock
+        self._store = store
+        self._rng = rng
+        # Whether the last attempt found nobody. True at the start: what waited for an absent archive before a
+        # restart goes out with the first success after it.
+        self._was_away = True
+
+    def run(self) -> None:
+        """Send what is due until `stopping` is set."""
+        while not self.stopping.is_set():
+            try:
+                self.step()
+                pause_s = POLL_S
+            except Exception:  # the lane outlives whatever the machine does: the rows are still there
+                log.exception("sending is interrupted", destination=self.name)
+                pause_s = AFTER_A_BUG_S
+            self.wake.wait(pause_s)
+            self.wake.clear()
+
+    def step(self) -> int:
+        """Try each delivery that is due, until the destination turns out to be away; how many were tried."""
+        tried = 0
+        for due in self._due():
+            if self.stopping.is_set():
+                break
+            outcome = self._attempt(due)
+            tried += 1
+            if outcome.kind is StoreKind.UNREACHABLE:
+                break  # the others would wait for the same silence; their turn comes in the next step
+        return tried
+
+    def _due(self) -> list[Due]:
+        """What is due, the least tried first, so that one that always fails starves no other."""
+        rows = (
+            select(Delivery.id, Job.id, Job.rt_struct_file, Job.rt_struct_sha256)
+            .join(Job, Job.id == Delivery.job_id)
+            .where(
+                Delivery.destination == self.name,
+                Delivery.state == DeliveryState.PENDING,
+                Delivery.next_attempt_at <= self._clock(),
+            )
+            .order_by(Delivery.attempts, Delivery.next_attempt_at, Delivery.id)
+        )
+        with reading(self._engine) as session:
+            return [
+                Due(delivery_id, job_id, None if file is None else self._results / file, sha256)
+                for delivery_id, job_id, file, sha256 in session.execute(rows)
+            ]
+
+    def _attempt(self, due: Due) -> StoreOutcome:
+        """Send once, and record what became of it."""
+        traceback, damaged = None, False
+        try:
+            outcome = self._store(self._destination, self._calling, _checked(due))
+        except DamagedResultError as damage:
+            damaged = True
+            outcome = StoreOutcome(StoreKind.REFUSED, None, damage.reason)
+        except OSError as problem:
+            outcome = StoreOutcome(
+                StoreKind.TRANSIENT, None, f"the stored RT-STRUCT cannot be read now: {problem.strerror}"
+            )
+        except Exception as bug:  # not foreseen by the door: trying again would meet it again
+            traceback = logs.describe(bug)
+            outcome = StoreOutcome(StoreKind.REFUSED, None, f"an error of this program: {type(bug).__name__}")
+        with transaction(self._engine) as session:
+            self._record(session, due, outcome, traceback)
+            if damaged:
+                session.get_one(Job, due.job_id).rt_struct_file = None  # a retry contours again
+        log.info(
+            "tried to send",
+            job=due.job_id,
+            destination=self.name,
+            outcome=str(outcome.kind),
+            status=outcome.status,
+            reason=outcome.reason,
+        )
+        return outcome
+
+    def _record(self, session: Session, due: Due, outcome: StoreOutcome, traceback: str | None) -> None:
+        """Keep what became of an attempt; one transaction."""
+        now = self._clock()
+        delivery = session.get_one(Delivery, due.delivery_id)
+        if delivery.state is not DeliveryState.PENDING:  # a person was quicker
+            delivery.reason = f"{delivery.reason}; meanwhile it was on its way: {outcome.reason}"
+            delivery.last_status = outcome.status
+            return
+        match outcome.kind:
+            case StoreKind.STORED | StoreKind.WARNING | StoreKind.DUPLICATE:
+                assert outcome.status is not None
+                jobs.delivery_stored(session, delivery, outcome.status, _in_words(outcome), now)
+                self._hurry(session, now)
+            case StoreKind.REFUSED:
+                jobs.delivery_refused(session, delivery, outcome.status, outcome.reason, now)
+                if traceback is not None:
+                    session.get_one(Job, due.job_id).traceback = traceback
+            case StoreKind.TRANSIENT | StoreKind.UNREACHABLE:
+                delay = delay_s(delivery.attempts + 1, self._retry, self._rng)
+                jobs.delivery_postponed(session, delivery, outcome.status, outcome.reason, now + delay)
+        self._was_away = outcome.kind is StoreKind.UNREACHABLE
+
+    def _hurry(self, session: Session, now: float) -> None:
+        """The destination is back: what waited only because it was away goes out now."""
+        if self._was_away:
+            session.execute(
+                update(Delivery)
+                .where(
+                    Delivery.destination == self.name,
+                    Delivery.state == DeliveryState.PENDING,
+                    Delivery.last_status.is_(None),
+                    Delivery.next_attempt_at > now,
+                )
+                .values(next_attempt_at=now)
+            )
+
+
+def _in_words(outcome: StoreOutcome) -> str:
+    """Why it counts as stored.
+
+    A duplicate does: our SOP Instance UIDs are derived from all that an RT-STRUCT is made of, so what the
+    destination has under this UID is this one, from an attempt whose answer was lost or from an earlier push.
+    """
+    if outcome.kind is StoreKind.DUPLICATE:
+        return f"{outcome.reason}; it is this one, from an earlier attempt"
+    return outcome.reason
+
+
+def _checked(due: Due) -> Path:
+    """The file, after a look that it holds the bytes that were checked against the mask: only they may leave.
+
+    Raises:
+        DamagedResultError: they are gone, or others.
+        OSError: the disk does not answer.
+    """
+    if due.file is None or not due.file.exists():
+        raise DamagedResultError(
+            "the stored RT-STRUCT is gone from the results folder; retry to contour again"
+        )
+    if hashlib.sha256(due.file.read_bytes()).hexdigest() != due.sha256:
+        raise DamagedResultError("the stored RT-STRUCT changed on the disk; retry to contour again")
+    return due.file

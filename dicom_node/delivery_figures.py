@@ -1,0 +1,86 @@
+"""How each destination is doing, read from the rows of its deliveries.
+
+Owns the figures that `/metrics` shows and alerts stand on.
+Speaks a read-only session of the database, in whichever process asks; times are seconds.
+Never keeps anything of its own: a restart changes no figure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+
+from dicom_node.config import Retry
+from dicom_node.retry import needs_a_person
+from dicom_node.schema import Delivery, Transition
+from dicom_node.states import DeliveryState
+
+
+@dataclass(frozen=True)
+class DestinationFigures:
+    """What is known of one destination.
+
+    Attributes:
+        pending: deliveries that are not yet there.
+        refused: deliveries that wait for a person.
+        oldest_pending_s: for how long the oldest pending one has waited since it last became PENDING, or 0.
+        consecutive_failures: of the pending delivery that failed most often, its failures in a row.
+        last_success_at: UTC epoch seconds; None before the first.
+        needs_a_person: whether `retry.alert_after_s` has passed for the oldest pending one.
+    """
+
+    destination: str
+    pending: int
+    refused: int
+    oldest_pending_s: float
+    consecutive_failures: int
+    last_success_at: float | None
+    needs_a_person: bool
+
+
+def read_figures(
+    session: Session, destinations: Iterable[str], retry: Retry, now: float
+) -> tuple[DestinationFigures, ...]:
+    """The figures of each of `destinations`, in their order."""
+    return tuple(_figures_of(session, destination, retry, now) for destination in destinations)
+
+
+def _figures_of(session: Session, destination: str, retry: Retry, now: float) -> DestinationFigures:
+    of_it = Delivery.destination == destination
+    pending = Delivery.state == DeliveryState.PENDING
+    count, failures = session.execute(
+        select(func.count(), func.max(Delivery.attempts)).where(of_it, pending)
+    ).one()
+    refused = select(func.count()).where(of_it, Delivery.state == DeliveryState.REFUSED)
+    waiting_since = _waiting_since(session, destination)
+    waited_s = 0.0 if waiting_since is None else max(0.0, now - waiting_since)
+    return DestinationFigures(
+        destination=destination,
+        pending=count,
+        refused=session.scalars(refused).one(),
+        oldest_pending_s=waited_s,
+        consecutive_failures=failures or 0,
+        last_success_at=session.scalars(select(func.max(Delivery.stored_at)).where(of_it)).one(),
+        needs_a_person=count > 0 and needs_a_person(waited_s, retry),
+    )
+
+
+def _waiting_since(session: Session, destination: str) -> float | None:
+    """When the oldest pending delivery last became PENDING: a delivery that goes out again waits anew."""
+    became_pending = (
+        select(func.max(Transition.at))
+        .join(Delivery, Delivery.id == Transition.subject_id)
+        .where(
+            Transition.subject == "delivery",
+            Transition.to_state == DeliveryState.PENDING,
+            Delivery.destination == destination,
+            Delivery.state == DeliveryState.PENDING,
+        )
+        .group_by(Delivery.id)
+        .subquery()
+    )
+    since: float | None = session.scalars(select(func.min(became_pending.c[0]))).one()
+    return since
