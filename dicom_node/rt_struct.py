@@ -36,13 +36,8 @@ from models.card import Code, ModelDescription
 NOT_A_MEDICAL_DEVICE = "Not a medical device: for research only until a clinic has commissioned it."
 
 PATIENT_MODULE = (
-    *(
-        "PatientName",
-        "PatientID",
-        "IssuerOfPatientID",
-        "TypeOfPatientID",
-        "IssuerOfPatientIDQualifiersSequence",
-    ),
+    *("PatientName", "PatientID", "IssuerOfPatientID", "TypeOfPatientID"),
+    "IssuerOfPatientIDQualifiersSequence",
     *("PatientBirthDate", "PatientBirthTime", "PatientBirthDateInAlternativeCalendar"),
     *("PatientDeathDateInAlternativeCalendar", "PatientAlternativeCalendar", "PatientSex"),
     *("OtherPatientIDs", "OtherPatientNames", "OtherPatientIDsSequence", "ReferencedPatientSequence"),
