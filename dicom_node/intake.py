@@ -1,0 +1,242 @@
+"""What the database learns of reception: associations, series, instances, arrivals, discards.
+
+Owns the rows that reception writes, and the rule for an instance that comes twice.
+Speaks frozen values in, one committed transaction out; times are UTC epoch seconds.
+Never changes the state of a series (late slices are the worker's to notice), and never returns before
+the commit.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+from sqlalchemy import Connection, Engine, case, insert, select, update
+from sqlalchemy.dialects.sqlite import insert as upsert
+
+from dicom_node.schema import Arrival, Association, Discarded, Instance, Series
+from dicom_node.states import SeriesState
+
+Clock = Callable[[], float]
+
+OTHER_BYTES = (
+    "an instance came again with other bytes under the same SOP Instance UID; it was refused (0x0111) and the "
+    "first bytes were kept"
+)
+
+
+class Outcome(Enum):
+    """What became of an instance that was committed."""
+
+    NEW = "new"
+    AGAIN = "again"
+    """It was here already, byte for byte; only its arrival was noted."""
+    OTHER_BYTES = "other_bytes"
+    """The same SOP Instance UID is here with other bytes: not taken, and the series is flagged."""
+
+
+class AssociationEnd(Enum):
+    """How an association ended."""
+
+    RELEASED = "released"
+    ABORTED = "aborted"
+    """The peer said that it breaks off."""
+    LOST = "lost"
+    """Without a word: the connection broke, the guard ended it, or this program crashed."""
+
+
+@dataclass(frozen=True)
+class Intake:
+    """One instance whose bytes are durable in the spool and which now gets its rows.
+
+    Attributes:
+        patient_key: keyed hash of PatientID.
+        accession_key: keyed hash of AccessionNumber.
+        sha256: of the data set's bytes as received.
+        file: relative to the spool folder.
+        geometry: the plane's attributes by keyword, as far as they are there.
+    """
+
+    association_id: int
+    sop_instance_uid: str
+    sop_class_uid: str
+    transfer_syntax_uid: str
+    series_instance_uid: str
+    study_instance_uid: str
+    patient_key: str
+    accession_key: str
+    sha256: str
+    file: str
+    size_bytes: int
+    geometry: Mapping[str, Any]
+
+
+@dataclass
+class _Ticket:
+    """An instance that waits for the next commit, and then what became of it."""
+
+    intake: Intake
+    outcome: Outcome | None = None
+    error: Exception | None = field(default=None, repr=False)
+
+
+class Registry:
+    """Writes the rows of reception; many threads may call it at once.
+
+    Instances that wait at the same time share one transaction: the first thread to get its turn commits
+    for all that wait, so that ten associations cost hardly more fsyncs than one.
+    """
+
+    def __init__(self, engine: Engine, clock: Clock) -> None:
+        self._engine = engine
+        self._clock = clock
+        self._waiting: list[_Ticket] = []
+        self._waiting_lock = threading.Lock()
+        self._turn = threading.Lock()
+
+    def close_lost_associations(self) -> int:
+        """At start: what a crash left open has been lost; how many those were."""
+        with self._turn, self._engine.begin() as connection:
+            return connection.execute(
+                update(Association)
+                .where(Association.ended_at.is_(None))
+                .values(ended_at=self._clock(), outcome=AssociationEnd.LOST.value)
+            ).rowcount
+
+    def association_opened(self, calling_ae_title: str, called_ae_title: str, peer_address: str) -> int:
+        """Note a peer that was let in; the association's id."""
+        with self._turn, self._engine.begin() as connection:
+            key = connection.execute(
+                insert(Association).values(
+                    calling_ae_title=calling_ae_title,
+                    called_ae_title=called_ae_title,
+                    peer_address=peer_address,
+                    opened_at=self._clock(),
+                )
+            ).inserted_primary_key
+            assert key is not None
+            return int(key[0])
+
+    def association_ended(self, association_id: int, end: AssociationEnd) -> None:
+        """Note how an association ended; the first end counts."""
+        with self._turn, self._engine.begin() as connection:
+            connection.execute(
+                update(Association)
+                .where(Association.id == association_id, Association.ended_at.is_(None))
+                .values(ended_at=self._clock(), outcome=end.value)
+            )
+
+    def discarded(self, sop_class_uid: str, size_bytes: int) -> None:
+        """Count an instance that was accepted and thrown away."""
+        statement = upsert(Discarded).values(
+            sop_class_uid=sop_class_uid, instances=1, size_bytes=size_bytes
+        )
+        statement = statement.on_conflict_do_update(
+            index_elements=[Discarded.sop_class_uid],
+            set_={
+                "instances": Discarded.instances + 1,
+                "size_bytes": Discarded.size_bytes + size_bytes,
+            },
+        )
+        with self._turn, self._engine.begin() as connection:
+            connection.execute(statement)
+
+    def take(self, intake: Intake) -> Outcome:
+        """Commit an instance, its arrival and its series together; the commit is on the disk on return.
+
+        Raises:
+            sqlalchemy.exc.SQLAlchemyError: nothing was committed, neither this nor those that shared the
+                transaction; each of their senders is told so.
+        """
+        ticket = _Ticket(intake)
+        with self._waiting_lock:
+            self._waiting.append(ticket)
+        with self._turn:
+            if ticket.outcome is None and ticket.error is None:
+                self._commit_waiting()
+        if ticket.error is not None:
+            raise ticket.error
+        assert ticket.outcome is not None
+        return ticket.outcome
+
+    def _commit_waiting(self) -> None:
+        with self._waiting_lock:
+            batch, self._waiting = self._waiting, []
+        try:
+            with self._engine.begin() as connection:
+                now = self._clock()
+                outcomes = [_take(connection, ticket.intake, now) for ticket in batch]
+        except Exception as error:
+            for ticket in batch:
+                ticket.error = error
+            return
+        for ticket, outcome in zip(batch, outcomes, strict=True):
+            ticket.outcome = outcome
+
+
+def _take(connection: Connection, intake: Intake, now: float) -> Outcome:
+    """The rows of one instance, inside the caller's transaction."""
+    present = connection.execute(
+        select(Instance.id, Instance.series_id, Instance.sha256).where(
+            Instance.sop_instance_uid == intake.sop_instance_uid
+        )
+    ).one_or_none()
+    if present is None:
+        series_id = _series(connection, intake, now)
+        _arrive(connection, _instance(connection, intake, series_id, now), intake.association_id, now)
+        return Outcome.NEW
+    of_series = update(Series).where(Series.id == present.series_id)
+    if present.sha256 != intake.sha256:
+        connection.execute(of_series.values(flag=OTHER_BYTES))
+        return Outcome.OTHER_BYTES
+    connection.execute(of_series.values(pushed_again_at=now))
+    _arrive(connection, present.id, intake.association_id, now)
+    return Outcome.AGAIN
+
+
+def _series(connection: Connection, intake: Intake, now: float) -> int:
+    """The series of a new instance, made or brought up to date."""
+    statement = upsert(Series).values(
+        series_instance_uid=intake.series_instance_uid,
+        study_instance_uid=intake.study_instance_uid,
+        patient_key=intake.patient_key,
+        accession_key=intake.accession_key,
+        state=SeriesState.RECEIVING,
+        revision=1,
+        first_instance_at=now,
+        last_instance_at=now,
+    )
+    statement = statement.on_conflict_do_update(
+        index_elements=[Series.series_instance_uid], set_={"last_instance_at": _later(now)}
+    )
+    return int(connection.execute(statement.returning(Series.id)).scalar_one())
+
+
+def _later(now: float) -> Any:
+    """A clock that was set back must not make the last instance older than it was."""
+    return case((Series.last_instance_at > now, Series.last_instance_at), else_=now)
+
+
+def _instance(connection: Connection, intake: Intake, series_id: int, now: float) -> int:
+    key = connection.execute(
+        insert(Instance).values(
+            series_id=series_id,
+            sop_instance_uid=intake.sop_instance_uid,
+            sop_class_uid=intake.sop_class_uid,
+            transfer_syntax_uid=intake.transfer_syntax_uid,
+            sha256=intake.sha256,
+            file=intake.file,
+            size_bytes=intake.size_bytes,
+            received_at=now,
+            geometry=dict(intake.geometry),
+        )
+    ).inserted_primary_key
+    assert key is not None
+    return int(key[0])
+
+
+def _arrive(connection: Connection, instance_id: int, association_id: int, now: float) -> None:
+    connection.execute(insert(Arrival).values(instance_id=instance_id, association_id=association_id, at=now))
