@@ -153,7 +153,12 @@ class GuardedServer(ThreadedAssociationServer):  # type: ignore[misc]
     request_queue_size = 128
 
     def __init__(
-        self, *arguments: Any, limits: Limits, gatekeeper: Gatekeeper, figures: ReceptionFigures, **keywords: Any
+        self,
+        *arguments: Any,
+        limits: Limits,
+        gatekeeper: Gatekeeper,
+        figures: ReceptionFigures,
+        **keywords: Any,
     ) -> None:
         self.limits = limits
         self.gatekeeper = gatekeeper
@@ -241,6 +246,7 @@ class _Connection(RequestHandler):  # type: ignore[misc]
     """One connection from its first byte to its last, in a thread of its own."""
 
     server: GuardedServer
+    request: Any
 
     def handle(self) -> None:
         """Handshake, wait for the peer's first word, run the association, and see it to its end."""
@@ -287,7 +293,7 @@ class _Connection(RequestHandler):  # type: ignore[misc]
             visit.over()
 
     def _create_association(self) -> Association:
-        """pynetdicom's association, with guarded parts in place of its own."""
+        """An association with guarded parts in place of pynetdicom's own."""
         limits = self.server.limits
         association = super()._create_association()
         association.dimse = _Messages(association, limits)

@@ -23,8 +23,8 @@ from dicom_node.states import SeriesState
 Clock = Callable[[], float]
 
 OTHER_BYTES = (
-    "an instance came again with other bytes under the same SOP Instance UID; it was refused (0x0111) and the "
-    "first bytes were kept"
+    "an instance came again with other bytes under the same SOP Instance UID; "
+    "it was refused (0x0111) and the first bytes were kept"
 )
 
 
@@ -131,9 +131,7 @@ class Registry:
 
     def discarded(self, sop_class_uid: str, size_bytes: int) -> None:
         """Count an instance that was accepted and thrown away."""
-        statement = upsert(Discarded).values(
-            sop_class_uid=sop_class_uid, instances=1, size_bytes=size_bytes
-        )
+        statement = upsert(Discarded).values(sop_class_uid=sop_class_uid, instances=1, size_bytes=size_bytes)
         statement = statement.on_conflict_do_update(
             index_elements=[Discarded.sop_class_uid],
             set_={

@@ -112,7 +112,7 @@ class Spool:
             _write_durably(probe, (b"",))
             probe.unlink()
         except OSError as problem:
-            raise SpoolError(f"the spool folder {self.folder} cannot be used: {problem.strerror}") from problem
+            raise SpoolError(f"the spool {self.folder} cannot be used: {problem.strerror}") from problem
         return len(leftovers)
 
     def path(self, file: str) -> Path:
@@ -124,8 +124,7 @@ class Spool:
         free = shutil.disk_usage(self.folder).free
         if free < self._reserve_bytes:
             raise OutOfSpaceError(
-                f"only {free >> 20} MiB are free in the spool; {self._reserve_bytes >> 20} MiB are kept in reserve",
-                free,
+                f"only {free >> 20} MiB are free; {self._reserve_bytes >> 20} MiB are kept in reserve", free
             )
 
     def write(self, received: Received) -> str:

@@ -1,0 +1,165 @@
+"""The listener: the guarded storage SCP between its start and its drained end.
+
+Owns the life of the server: what is made ready before the port opens, and what waits when it closes.
+Speaks `Config` in and ConfigurationError out; clocks are injected.
+Never opens the port before spool, database and certificates are known to work.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from sqlalchemy import Engine
+from sqlalchemy.exc import SQLAlchemyError
+
+from dicom_node import logs, scp
+from dicom_node.config import Config, Tls
+from dicom_node.errors import ConfigurationError
+from dicom_node.guard import GuardedServer, Limits
+from dicom_node.intake import Registry
+from dicom_node.keyed_hash import KeyedHash, load_key
+from dicom_node.reception_figures import ReceptionFigures
+from dicom_node.spool import Spool, SpoolError
+
+POLL_S = 0.1
+"""How soon the accept loop notices that it is to end."""
+
+
+class Listener:
+    """Receives until it is stopped.
+
+    Args:
+        engine: on a database that has the current schema.
+        clock: UTC seconds since the epoch.
+
+    Attributes:
+        figures: what was counted since the start.
+    """
+
+    def __init__(self, config: Config, engine: Engine, clock: Callable[[], float] = time.time) -> None:
+        self.figures = ReceptionFigures()
+        self._config = config
+        self._registry = Registry(engine, clock)
+        self._spool = Spool(config.storage.spool, config.storage.reserve_mib << 20)
+        self._log = logs.get(__name__)
+        self._server: GuardedServer | None = None
+        self._accepting: threading.Thread | None = None
+
+    @property
+    def port(self) -> int:
+        """The TCP port that it listens on."""
+        if self._server is None:
+            raise RuntimeError("the listener has not been started")
+        return int(self._server.server_address[1])
+
+    @property
+    def is_listening(self) -> bool:
+        """Whether connections are being accepted."""
+        return self._accepting is not None and self._accepting.is_alive()
+
+    def start(self) -> None:
+        """Begin to receive; peers are answered from the moment that this returns.
+
+        Raises:
+            ConfigurationError: the port cannot be had, a certificate cannot be read, the spool or the
+                database cannot be written.
+        """
+        ae = scp.application_entity(self._config)
+        context = tls_context(self._config.listener.tls)
+        receiver = scp.StorageScp(
+            self._config, self._spool, self._registry, KeyedHash(load_key(self._config)), self.figures
+        )
+        self._make_ready()
+        server = self._bind(ae, context, receiver)
+        self._server = server
+        self._accepting = threading.Thread(
+            target=server.serve_forever, kwargs={"poll_interval": POLL_S}, name="accept", daemon=True
+        )
+        self._accepting.start()
+        self._log.info("listening", port=self.port, tls=context is not None)
+
+    def stop(self, drain_s: float = 10.0) -> None:
+        """Accept nobody more, let open associations end within `drain_s` seconds, break the rest."""
+        if self._server is None:
+            return
+        self._server.stop_accepting()
+        broken = self._server.drain(drain_s)
+        if self._accepting is not None:
+            self._accepting.join()
+        self._server = None
+        self._accepting = None
+        self._log.info("stopped", associations_broken=broken)
+
+    def _make_ready(self) -> None:
+        """Bring spool and database to where a crash may have left them off."""
+        try:
+            swept = self._spool.open()
+            lost = self._registry.close_lost_associations()
+        except SpoolError as problem:
+            raise ConfigurationError((f"storage.folder: {problem.reason}",)) from problem
+        except SQLAlchemyError as problem:
+            raise ConfigurationError(
+                (f"storage.folder: the database cannot be used: {type(problem).__name__}",)
+            ) from problem
+        if swept or lost:
+            self._log.warning("recovered", half_written_files=swept, associations_lost=lost)
+
+    def _bind(self, ae: Any, context: ssl.SSLContext | None, receiver: scp.StorageScp) -> GuardedServer:
+        listener = self._config.listener
+        try:
+            server = ae.make_server(
+                _address(listener.host, listener.port),
+                ae_title=listener.ae_title,
+                ssl_context=context,
+                evt_handlers=receiver.handlers(),
+                server_class=GuardedServer,
+                limits=Limits.of(listener),
+                gatekeeper=receiver,
+                figures=self.figures,
+            )
+        except OSError as problem:
+            raise ConfigurationError(
+                (f"listener.port: cannot listen on {listener.host}:{listener.port}: {problem.strerror}",)
+            ) from problem
+        assert isinstance(server, GuardedServer)
+        return server
+
+
+def tls_context(tls: Tls | None) -> ssl.SSLContext | None:
+    """TLS 1.2 or newer, client certificates required (PS3.15 B.12); None where TLS is not configured.
+
+    Raises:
+        ConfigurationError: a file is missing or is no certificate or key.
+    """
+    if tls is None:
+        return None
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.verify_mode = ssl.CERT_REQUIRED
+    problems = []
+    try:
+        context.load_cert_chain(tls.certificate, tls.key)
+    except (OSError, ssl.SSLError) as problem:
+        problems.append(f"listener.tls: {tls.certificate} with {tls.key}: {problem.strerror or problem}")
+    try:
+        context.load_verify_locations(tls.ca)
+    except (OSError, ssl.SSLError) as problem:
+        problems.append(f"listener.tls.ca: {tls.ca}: {problem.strerror or problem}")
+    if problems:
+        raise ConfigurationError(tuple(problems))
+    return context
+
+
+def _address(host: str, port: int) -> tuple[str, int] | tuple[str, int, int, int]:
+    """The address in the form that the host's family has."""
+    try:
+        version = ipaddress.ip_address(host).version
+    except ValueError:
+        return socket.gethostbyname(host), port
+    return (host, port) if version == 4 else (host, port, 0, 0)
