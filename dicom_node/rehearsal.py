@@ -7,6 +7,7 @@ Never touches a hospital's node: everything lives in the folder that it is given
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
 import subprocess
@@ -14,7 +15,8 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -24,11 +26,12 @@ import yaml
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from dicom_node.config import SeriesRules
 from dicom_node.database import open_engine, reading
 from dicom_node.errors import PermanentError
 from dicom_node.schema import Delivery, Job, Series, Transition
 from dicom_node.stand_in_pacs import StandInPacs
-from dicom_node.states import JOB_ENDS, JobState
+from dicom_node.states import JOB_ENDS, JobState, SeriesState
 from models.card import PACKAGES, read_package
 
 SCANNER = "SCANNER"
@@ -47,7 +50,7 @@ class Turnaround:
     Attributes:
         stages: seconds by stage, in the order of time; together they are the whole way.
         after_last_slice_s: from the commit of the last slice to the PACS's answer.
-        grace_s: of those, the wait for late slices.
+        grace_s: of those, the wait for late slices that the configuration asks for.
         forward_s: of those, the network's forward pass.
     """
 
@@ -69,6 +72,7 @@ class JobSeen:
     series_instance_uid: str
     state: JobState
     reason: str | None
+    reason_code: str | None
     sop_instance_uid: str | None
     report: Mapping[str, Any] | None
     turnaround: Turnaround | None
@@ -173,6 +177,13 @@ class Rehearsal:
             process.wait()
         self._process = None
 
+    def kill_node(self) -> None:
+        """kill -9 the node with its listener and worker, as a power cut would end them."""
+        assert self._process is not None
+        os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+        self._process = None
+
     def wait(self, condition: Callable[[], bool], timeout_s: float, failing: str) -> None:
         """Return as soon as `condition()` holds.
 
@@ -188,13 +199,32 @@ class Rehearsal:
 
     def jobs(self) -> tuple[JobSeen, ...]:
         """The jobs, oldest first."""
-        if not self.database.exists():
-            return ()
+        with self._reading() as session:
+            both = select(Job, Series).join(Series, Job.series_id == Series.id).order_by(Job.id)
+            return tuple(
+                _seen(session, job, series, self.grace_s) for job, series in session.execute(both).tuples()
+            )
+
+    def is_idle(self) -> bool:
+        """Whether every series that came is complete, and every job has ended; false before the first."""
+        with self._reading() as session:
+            receiving = select(Series.id).where(Series.state == SeriesState.RECEIVING)
+            if session.scalar(receiving.limit(1)) is not None:
+                return False
+        jobs = self.jobs()
+        return bool(jobs) and all(job.has_ended for job in jobs)
+
+    @property
+    def grace_s(self) -> float:
+        """How long the node waits for late slices."""
+        return float(self.overrides.get("series", {}).get("grace_s", SeriesRules().grace_s))
+
+    @contextmanager
+    def _reading(self) -> Iterator[Session]:
         engine = open_engine(self.database)
         try:
             with reading(engine) as session:
-                both = select(Job, Series).join(Series, Job.series_id == Series.id).order_by(Job.id)
-                return tuple(_seen(session, job, series) for job, series in session.execute(both).tuples())
+                yield session
         finally:
             engine.dispose()
 
@@ -228,7 +258,7 @@ class Rehearsal:
         return "\n".join(self.log.read_text(encoding="utf-8", errors="replace").splitlines()[-12:])
 
 
-def _seen(session: Session, job: Job, series: Series) -> JobSeen:
+def _seen(session: Session, job: Job, series: Series, grace_s: float) -> JobSeen:
     ready_at = session.scalar(
         select(Transition.at)
         .where(Transition.subject == "job", Transition.subject_id == job.id)
@@ -238,26 +268,31 @@ def _seen(session: Session, job: Job, series: Series) -> JobSeen:
     stored_at = session.scalar(select(Delivery.stored_at).where(Delivery.job_id == job.id))
     turnaround = None
     if stored_at is not None and ready_at is not None:
-        turnaround = _turnaround(series, job, ready_at, stored_at)
+        turnaround = _turnaround(series, job, ready_at, stored_at, grace_s)
     return JobSeen(
-        series.series_instance_uid, job.state, job.reason, job.sop_instance_uid, job.report, turnaround
+        series.series_instance_uid,
+        job.state,
+        job.reason,
+        job.reason_code,
+        job.sop_instance_uid,
+        job.report,
+        turnaround,
     )
 
 
-def _turnaround(series: Series, job: Job, ready_at: float, stored_at: float) -> Turnaround:
-    assert series.completed_at is not None
+def _turnaround(series: Series, job: Job, ready_at: float, stored_at: float, grace_s: float) -> Turnaround:
     assert job.started_at is not None
     inside = dict((job.report or {}).get("seconds", {}))
-    grace_s = series.completed_at - series.last_instance_at
     stages = {
-        "receiving": series.last_instance_at - series.first_instance_at,
-        "grace": grace_s,
-        "waiting": job.started_at - series.completed_at,
+        "arrival": series.last_instance_at - series.first_instance_at,
+        "completeness": job.created_at - series.last_instance_at,
+        "queue": job.started_at - job.created_at,
         **inside,
         "keeping": ready_at - job.started_at - sum(inside.values()),
-        "sending": stored_at - ready_at,
+        "delivery": stored_at - ready_at,
     }
-    return Turnaround(stages, stored_at - series.last_instance_at, grace_s, inside.get("forward", 0.0))
+    waited_s = min(grace_s, stages["completeness"])
+    return Turnaround(stages, stored_at - series.last_instance_at, waited_s, inside.get("forward", 0.0))
 
 
 def _free_ports(count: int) -> list[int]:

@@ -179,8 +179,8 @@ def summary(cases: Sequence[Case]) -> str:
     lines = [
         "# Evaluation through the product",
         "",
-        f"{len(cases)} patients, each written as a DICOM series, contoured by `anatomynode contour`, read back",
-        "by an independent reader and compared with the clinical contours on the CT's grid.",
+        f"{len(cases)} patients, each written as a DICOM series, contoured by `anatomynode contour`,",
+        "read back by an independent reader and compared with the clinical contours on the CT's grid.",
         "",
         "| structure | patients | Dice mean | sd | median | lowest |",
         "|---|---|---|---|---|---|",

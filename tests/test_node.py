@@ -1,0 +1,203 @@
+"""The whole node from outside: real processes, real peers, kill -9.
+
+Owns the promises that no room can keep alone: exactly one RT-STRUCT, whatever happens.
+Speaks storescu, Orthanc's REST and Lua, dciodvfy; CT series of a small phantom.
+Never looks into the node: what counts is what the PACS holds.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from pydicom import Dataset, dcmread
+from pydicom.uid import RTStructureSetStorage
+
+from dicom_node.phantom import Phantom, write_phantom
+from dicom_node.rehearsal import NODE, SCANNER, Rehearsal
+from tests.tools import free_port, needs, run, running, wait_until
+
+SLICES, MATRIX, SPACING_MM = 64, 128, (4.0, 4.0, 4.0)
+ENDS_WITHIN_S = 120.0
+QUICK = {
+    "series": {"grace_s": 0.3},
+    "retry": {"first_delay_s": 0.5},
+    "inference": {"device": "cpu", "allow_cpu": True},
+}
+
+
+@dataclass(frozen=True)
+class Sent:
+    """A phantom's series on disk."""
+
+    folder: Path
+    phantom: Phantom
+
+
+@pytest.fixture(scope="module")
+def series(tmp_path_factory: pytest.TempPathFactory) -> Sent:
+    folder = tmp_path_factory.mktemp("series")
+    return Sent(folder, write_phantom(folder, SLICES, MATRIX, SPACING_MM))
+
+
+def storescu(series: Sent, node: Rehearsal) -> None:
+    done = run(
+        ["storescu", "--no-halt", "--propose-implicit", "-aet", SCANNER, "-aec", NODE, "127.0.0.1"]
+        + [str(node.port), *sorted(map(str, series.folder.iterdir()))],
+        environment={"TCP_NODELAY": "1"},
+    )
+    assert done.returncode == 0, done.stdout
+
+
+class Orthanc:
+    """An Orthanc on loopback that knows the node as a modality."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.dicom_port, self.http_port = free_port(), free_port()
+        folder.mkdir(parents=True)
+
+    @contextmanager
+    def serving(self, node_port: int, auto_route: bool) -> Iterator[None]:
+        """Run it; with `auto_route` each stable CT series goes to the node."""
+        route = self.folder / "route.lua"
+        route.write_text(
+            "function OnStableSeries(id, tags, metadata)\n"
+            "  if tags['Modality'] == 'CT' then SendToModality(id, 'node') end\n"
+            "end\n"
+        )
+        settings = {
+            "Name": "PACS",
+            "DicomAet": "PACS",
+            "DicomPort": self.dicom_port,
+            "HttpPort": self.http_port,
+            "RemoteAccessAllowed": False,
+            "AuthenticationEnabled": False,
+            "StorageDirectory": str(self.folder / "storage"),
+            "StableAge": 1,
+            "DicomCheckModalityHost": False,
+            "OverwriteInstances": True,
+            "LuaScripts": [str(route)] if auto_route else [],
+            "DicomModalities": {
+                "node": [NODE, "127.0.0.1", node_port],
+                "self": [NODE, "127.0.0.1", self.dicom_port],
+            },
+        }
+        path = self.folder / "orthanc.json"
+        path.write_text(json.dumps(settings))
+        with running(["Orthanc", path], self.folder / "orthanc.log", port=self.http_port):
+            yield
+
+    def get(self, path: str) -> Any:
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.http_port}{path}", timeout=10) as answer:
+            return json.load(answer)
+
+    def upload(self, file: Path) -> None:
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{self.http_port}/instances", data=file.read_bytes(), method="POST"
+        )
+        urllib.request.urlopen(request, timeout=10).close()
+
+    def rt_structs(self) -> list[Dataset]:
+        """Every RT Structure Set that it holds."""
+        instances: list[str] = []
+        for one in self.get("/series?expand"):
+            if one["MainDicomTags"].get("Modality") == "RTSTRUCT":
+                instances += one["Instances"]
+        found = []
+        for instance in instances:
+            path = self.folder / f"{instance}.dcm"
+            with urllib.request.urlopen(
+                f"http://127.0.0.1:{self.http_port}/instances/{instance}/file", timeout=10
+            ) as answer:
+                path.write_bytes(answer.read())
+            found.append(dcmread(path))
+        return found
+
+
+def assert_only_one_ever_came(node: Rehearsal) -> Path:
+    """What the stand-in PACS holds: one RT Structure Set; the same bytes may have come again."""
+    kept = node.archive.instances(RTStructureSetStorage)
+    assert len(kept) == 1
+    return kept[0].file
+
+
+@needs("storescu", "dciodvfy")
+def test_a_series_from_storescu_comes_back_as_one_valid_rt_struct_in_its_slices_planes(
+    series: Sent, tmp_path: Path
+) -> None:
+    with Rehearsal(tmp_path / "node", overrides=QUICK) as node:
+        storescu(series, node)
+        node.wait(node.is_idle, ENDS_WITHIN_S, "the job did not end")
+        file = assert_only_one_ever_came(node)
+        assert node.archive.duplicates == 0
+        assert "PHANTOM" not in node.log.read_text(errors="replace")
+    validated = run(["dciodvfy", "-new", file])
+    assert validated.returncode == 0, validated.stdout
+    assert "Error" not in validated.stdout
+    rt_struct = dcmread(file)
+    z_mm = {
+        ct.SOPInstanceUID: float(ct.ImagePositionPatient[2]) for ct in map(dcmread, series.folder.iterdir())
+    }
+    contours = [contour for roi in rt_struct.ROIContourSequence for contour in roi.get("ContourSequence", ())]
+    assert contours
+    for contour in contours:
+        own_z_mm = z_mm[contour.ContourImageSequence[0].ReferencedSOPInstanceUID]
+        assert np.all(np.array(contour.ContourData[2::3], float) == own_z_mm)
+
+
+@needs("storescu", "Orthanc")
+def test_orthanc_routes_a_series_and_gets_exactly_one_rt_struct(series: Sent, tmp_path: Path) -> None:
+    orthanc = Orthanc(tmp_path / "orthanc")
+    overrides = {**QUICK, "peers": [{"ae_title": "PACS", "addresses": ["127.0.0.1"]}]}
+    node = Rehearsal(tmp_path / "node", pacs=("PACS", orthanc.dicom_port), overrides=overrides)
+    with orthanc.serving(node.port, auto_route=True), node:
+        for file in series.folder.iterdir():
+            orthanc.upload(file)
+        wait_until(lambda: bool(orthanc.rt_structs()), ENDS_WITHIN_S, "an RT-STRUCT in Orthanc")
+        node.wait(node.is_idle, ENDS_WITHIN_S, "the job did not end")
+        # Orthanc finds the RT-STRUCT's series stable too; nothing more may come of that.
+        time.sleep(3)
+        (rt_struct,) = orthanc.rt_structs()
+        assert rt_struct.StudyInstanceUID == dcmread(next(series.folder.iterdir())).StudyInstanceUID
+
+
+@needs("storescu")
+@pytest.mark.parametrize("seed", [1, 2])
+def test_killed_at_random_moments_it_still_delivers_exactly_one(
+    series: Sent, tmp_path: Path, seed: int
+) -> None:
+    moments = random.Random(seed)
+    with Rehearsal(tmp_path / "node", overrides=QUICK) as node:
+        storescu(series, node)
+        for _ in range(3):
+            time.sleep(moments.uniform(0.0, 3.0))
+            node.kill_node()
+            node.start_node()
+        node.wait(node.is_idle, ENDS_WITHIN_S, "the job did not end")
+        file = assert_only_one_ever_came(node)
+        (job,) = node.jobs()
+        assert dcmread(file).SOPInstanceUID == job.sop_instance_uid
+
+
+@needs("storescu")
+def test_the_same_series_pushed_again_makes_no_second_object(series: Sent, tmp_path: Path) -> None:
+    with Rehearsal(tmp_path / "node", overrides=QUICK) as node:
+        storescu(series, node)
+        node.wait(node.is_idle, ENDS_WITHIN_S, "the job did not end")
+        first = assert_only_one_ever_came(node).read_bytes()
+        storescu(series, node)
+        node.wait(
+            lambda: node.archive.duplicates > 0, ENDS_WITHIN_S, "the stored RT-STRUCT did not come again"
+        )
+        assert assert_only_one_ever_came(node).read_bytes() == first
+        assert len(node.jobs()) == 1
