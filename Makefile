@@ -19,3 +19,10 @@ test: install
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports
 	$(VENV)/bin/python -m pytest
+
+# make demo CT=DIR contours a CT series of your own; without it the patient is a phantom.
+demo: install
+	$(VENV)/bin/anatomynode demo $(if $(CT),--ct "$(CT)")
+
+bench: install
+	$(VENV)/bin/python -m benchmarks

@@ -220,8 +220,8 @@ def _compare(console: Console, result: _Result, truth: Truth) -> None:
         )
     console.print(table)
     console.print(
-        "The model has never seen the phantom, and a phantom is no patient: this shows that each contour lies\n"
-        "where its organ is, and where the model goes astray; not how good it is on people."
+        "The model has never seen the phantom, and a phantom is no patient: this shows that each contour\n"
+        "lies where its organ is, and where the model goes astray; not how good it is on people."
     )
 
 

@@ -178,7 +178,7 @@ class Rehearsal:
         self._process = None
 
     def kill_node(self) -> None:
-        """kill -9 the node with its listener and worker, as a power cut would end them."""
+        """End the node with its listener and worker by kill -9, as a power cut would."""
         assert self._process is not None
         os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()

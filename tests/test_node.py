@@ -50,9 +50,9 @@ def series(tmp_path_factory: pytest.TempPathFactory) -> Sent:
 
 
 def storescu(series: Sent, node: Rehearsal) -> None:
+    files = sorted(series.folder.iterdir())
     done = run(
-        ["storescu", "--no-halt", "--propose-implicit", "-aet", SCANNER, "-aec", NODE, "127.0.0.1"]
-        + [str(node.port), *sorted(map(str, series.folder.iterdir()))],
+        ["storescu", "--no-halt", "-aet", SCANNER, "-aec", NODE, "127.0.0.1", str(node.port), *files],
         environment={"TCP_NODELAY": "1"},
     )
     assert done.returncode == 0, done.stdout
