@@ -11,7 +11,8 @@ from __future__ import annotations
 import hashlib
 import math
 import re
-import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
 from io import BytesIO
@@ -67,6 +68,8 @@ _HU_TYPES = frozenset({"", "HU", "US"})  # US: unspecified (PS3.3 C.11.1.1.2)
 _UID_CHARACTERS = re.compile(r"[0-9.]{1,64}")
 _LONG_LENGTH_VRS = frozenset({b"OB", b"OW", b"UN"})
 
+_META_BYTES = 1 << 16
+"""Group 0002 ends long before; a private part may fill up the rest."""
 _SPACING_MM = (0.05, 20.0)
 _MATRIX = (8, 4096)
 _FARTHEST_MM = 100_000.0
@@ -136,6 +139,23 @@ class StoredValues:
     padding: tuple[int, int] | None
 
 
+class SliceRejectedError(SeriesRejectedError):
+    """One instance is not ours to contour.
+
+    Attributes:
+        series_instance_uid: the series that it says it belongs to; empty where it does not say.
+    """
+
+    def __init__(self, code: str, reason: str, series_instance_uid: str) -> None:
+        super().__init__(code, reason)
+        self.series_instance_uid = series_instance_uid
+
+    @property
+    def is_foreign(self) -> bool:
+        """Whether such an instance may lie beside a CT series without spoiling it, as a localizer may."""
+        return self.code in NOT_OURS
+
+
 def read_slice(source: Path | BinaryIO) -> CtSlice:
     """Read one CT instance from a DICOM file (PS3.10).
 
@@ -143,20 +163,36 @@ def read_slice(source: Path | BinaryIO) -> CtSlice:
     `PADDING_HU`, unless the padding value would be tissue (above -500 HU), which is left as it is.
 
     Raises:
-        SeriesRejectedError: the instance is not ours to contour, with a code of `Refusal` and the numbers.
+        SliceRejectedError: the instance is not ours to contour, with a code of `Refusal` and the numbers.
         OSError: the file cannot be opened or read.
     """
     raw = source.read_bytes() if isinstance(source, Path) else source.read()
-    start, syntax = _meta_group(raw)
     stream = BytesIO(raw)
+    start, syntax = _meta_group(stream)
     dataset = _read_elements(stream)
-    _refuse_what_is_no_ct(dataset, syntax)
-    header = _header(dataset, syntax)
-    stored = _stored_values(dataset)
-    is_native = syntax in NATIVE
-    words = _native_words(raw, stream.tell(), header) if is_native else _decoded_words(raw, header)
+    with _told_with_its_series(dataset):
+        _refuse_what_is_no_ct(dataset, syntax)
+        header = _header(dataset, syntax)
+        stored = _stored_values(dataset)
+        is_native = syntax in NATIVE
+        words = _native_words(raw, stream.tell(), header) if is_native else _decoded_words(raw, header)
     sha256 = hashlib.sha256(memoryview(raw)[start:]).hexdigest()
     return CtSlice(header, dataset, hu_table(stored)[words], sha256)
+
+
+def read_header(path: Path) -> CtHeader:
+    """Read and check what comes before the pixels; the file's other bytes are not touched.
+
+    Raises:
+        SliceRejectedError: as `read_slice`, as far as the header tells.
+        OSError: the file cannot be opened or read.
+    """
+    with path.open("rb") as file:
+        _, syntax = _meta_group(file)
+        dataset = _read_elements(file)
+    with _told_with_its_series(dataset):
+        _refuse_what_is_no_ct(dataset, syntax)
+        return _header(dataset, syntax)
 
 
 @lru_cache(maxsize=8)
@@ -184,41 +220,60 @@ def hu_table(stored: StoredValues) -> NDArray[np.int16]:
 
 
 def _refuse(code: Refusal, reason: str) -> NoReturn:
-    raise SeriesRejectedError(code.value, reason)
+    raise SliceRejectedError(code.value, reason, "")
 
 
-def _meta_group(raw: bytes) -> tuple[int, UID]:
-    """Where the data set starts, and its transfer syntax: walks the explicit VR group 0002 (PS3.10 7.1)."""
+@contextmanager
+def _told_with_its_series(dataset: Dataset) -> Iterator[None]:
+    """Refusals inside name the series that the instance says it belongs to."""
+    try:
+        yield
+    except SliceRejectedError as problem:
+        try:
+            series = _text(dataset, "SeriesInstanceUID")
+        except SliceRejectedError:
+            series = ""
+        raise SliceRejectedError(problem.code, problem.reason, series) from None
+
+
+def _meta_group(stream: BinaryIO) -> tuple[int, UID]:
+    """Where the data set starts, and its transfer syntax: walks the explicit VR group 0002 (PS3.10 7.1).
+
+    The stream stands at the file's start again afterwards.
+    """
+    raw = stream.read(_META_BYTES)
+    stream.seek(0)
     if raw[128:132] != b"DICM":
-        _refuse(Refusal.NOT_DICOM, f"no DICOM file: {len(raw)} bytes without the prefix DICM (PS3.10 7.1)")
+        _refuse(Refusal.NOT_DICOM, "no DICOM file: the prefix DICM is missing (PS3.10 7.1)")
     offset, syntax = 132, b""
     while raw[offset : offset + 2] == b"\x02\x00" and offset + 8 <= len(raw):
         element, vr = raw[offset + 2 : offset + 4], raw[offset + 4 : offset + 6]
-        if vr in _LONG_LENGTH_VRS:
-            length, head = int.from_bytes(raw[offset + 8 : offset + 12], "little"), 12
-        else:
-            length, head = struct.unpack_from("<H", raw, offset + 6)[0], 8
+        is_long = vr in _LONG_LENGTH_VRS
+        head = 12 if is_long else 8
+        length = int.from_bytes(raw[offset + (8 if is_long else 6) : offset + head], "little")
         if element == b"\x10\x00":
             syntax = raw[offset + head : offset + head + length]
         offset += head + length
     if not syntax:
-        _refuse(Refusal.NOT_DICOM, "no DICOM file: its meta information names no transfer syntax")
+        _refuse(Refusal.DAMAGED, "a damaged DICOM file: its meta information names no transfer syntax")
     return offset, UID(syntax.decode("ascii", "replace").strip("\0 "))
 
 
-def _read_elements(stream: BytesIO) -> Dataset:
+def _read_elements(stream: BinaryIO) -> Dataset:
     """Everything before the pixel data; the stream stands at the pixel data element then."""
     try:
         return pydicom.dcmread(stream, stop_before_pixels=True)
     except Exception as problem:  # pydicom has no common root for what malformed bytes can raise
-        raise SeriesRejectedError(
-            Refusal.NOT_DICOM.value, f"no DICOM data set: reading it ends in {type(problem).__name__}"
+        raise SliceRejectedError(
+            Refusal.DAMAGED.value, f"a damaged DICOM file: reading it ends in {type(problem).__name__}", ""
         ) from None
 
 
 def _refuse_what_is_no_ct(dataset: Dataset, syntax: UID) -> None:
     """Storage class, modality, image type and transfer syntax."""
     sop_class = _text(dataset, "SOPClassUID")
+    if not sop_class:
+        _refuse(Refusal.MISSING_ATTRIBUTE, "SOPClassUID is missing: the file is damaged, or no image")
     if sop_class in _ENHANCED:
         _refuse(
             Refusal.ENHANCED_CT, f"{UID(sop_class).name}: only single-frame CT Image Storage is contoured"
@@ -367,10 +422,11 @@ def _decoded_words(raw: bytes, header: CtHeader) -> NDArray[np.uint16]:
         whole = pydicom.dcmread(BytesIO(raw))
         array, _ = get_decoder(UID(header.transfer_syntax_uid)).as_array(whole, raw=True)
     except Exception as problem:  # every plugin raises its own
-        raise SeriesRejectedError(
+        raise SliceRejectedError(
             Refusal.UNDECODABLE.value,
             f"{_known_name(header.transfer_syntax_uid)} pixels of {header.rows} x {header.columns} cannot be "
             f"decoded: {type(problem).__name__}",
+            "",
         ) from None
     if array.shape != (header.rows, header.columns) or array.dtype.itemsize != 2:
         _refuse(
@@ -383,8 +439,8 @@ def _value(dataset: Dataset, keyword: str) -> Any:
     try:
         return dataset.get(keyword)
     except Exception as problem:  # a value that its VR does not allow
-        raise SeriesRejectedError(
-            Refusal.ABSURD_ATTRIBUTE.value, f"{keyword} cannot be read: {type(problem).__name__}"
+        raise SliceRejectedError(
+            Refusal.ABSURD_ATTRIBUTE.value, f"{keyword} cannot be read: {type(problem).__name__}", ""
         ) from None
 
 

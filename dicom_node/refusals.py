@@ -14,7 +14,9 @@ class Refusal(StrEnum):
     """Why an instance or a series was rejected."""
 
     NOT_DICOM = "not_dicom"
-    """No DICOM file (PS3.10), or one whose elements cannot be read."""
+    """No DICOM file (PS3.10)."""
+    DAMAGED = "damaged"
+    """A DICOM file whose elements cannot be read."""
     NOT_CT = "not_ct"
     """Another modality or storage class."""
     ENHANCED_CT = "enhanced_ct"

@@ -41,6 +41,7 @@ def read_grid(npz: Path, matrix: int | None = None) -> Grid:
     """A patient's CT.
 
     Args:
+        npz: the archive's file.
         matrix: None for the archive's own grid; else square slices of so many pixels, interpolated linearly
             in-plane, over the longer side of the native field of view; the rest is air.
     """
@@ -61,6 +62,8 @@ def write_series(npz: Path, folder: Path, matrix: int | None = None) -> None:
     """Write a patient's CT as one file a slice, signed 16 bit, Explicit VR Little Endian.
 
     Args:
+        npz: the archive's file.
+        folder: made where it is not there; the files are named by the slices' order.
         matrix: see `read_grid`.
     """
     grid = read_grid(npz, matrix)
