@@ -113,15 +113,36 @@ def contour(
         Path | None,
         typer.Option("--config", help="Configuration; without it the defaults, and the CPU is allowed."),
     ] = None,
+    preview: Annotated[
+        Path | None, typer.Option("--preview", help="Draw the contours on the CT into this PNG.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Contour one CT series in a folder, without the network."""
+    from rich.console import Console
+    from rich.progress import Progress
+
     from dicom_node import contouring
 
     settings = _settings_of_a_person(config, model)
-    report = contouring.contour_folder(folder, output, settings)
+    try:
+        with Progress(console=Console(stderr=True), transient=True) as progress:
+            bar = progress.add_task("", total=None)
+            report = contouring.contour_folder(
+                folder,
+                output,
+                settings,
+                preview,
+                lambda what, done, total: progress.update(bar, description=what, completed=done, total=total),
+            )
+    except AnatomyNodeError as problem:
+        if as_json:
+            _print_json(contouring.failure_report(problem))
+        raise
     if as_json:
         _print_json(report)
+    else:
+        typer.echo("\n".join(contouring.in_words(report)))
 
 
 @app.command()

@@ -86,7 +86,7 @@ def read_folder(
 
 
 def _ranked(found: Found, rules: SeriesRules, model_spacing_mm: float) -> tuple[Ranked, ...]:
-    """The series by the rule; those with too few slices or with a damaged one only where there is no other."""
+    """The series by the rule; too short or damaged ones only where there is no other."""
     headers = {
         uid: [seen for _, seen in files if isinstance(seen, CtHeader)] for uid, files in found.slices.items()
     }

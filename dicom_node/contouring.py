@@ -1,0 +1,283 @@
+"""From a CT series to a checked RT Structure Set, and what is told of it.
+
+Owns the order segment, build, check, and the report that `anatomynode contour --json` prints.
+Speaks `CtSeries` in, the bytes of a DICOM file and a report out; seconds by stage.
+Never hands out an RT Structure Set that was not read back and compared with its mask.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from inference.segmenter import Segmenter
+
+from dicom_node import __version__, preview, rt_struct, rt_struct_check
+from dicom_node.config import Config, ModelChoice
+from dicom_node.ct_folder import Progress, no_progress, read_folder
+from dicom_node.ct_series import CtSeries
+from dicom_node.errors import (
+    AnatomyNodeError,
+    ConfigurationError,
+    PermanentError,
+    SeriesRejectedError,
+    TransientError,
+)
+from dicom_node.rt_struct import RtStruct, RtStructOptions
+from inference.errors import DeviceUnavailableError, InferenceFailedError, OutsideModelError
+from inference.segmentation import Segmentation
+from models.card import PACKAGES, ModelDescription, ModelPackage, ModelPackageError, read_package
+
+Report = dict[str, Any]
+"""`status`, `reason`, `rt_struct`, `sop_instance_uid`, `series_instance_uid`, `model`, `device`, `seconds`,
+`rois`, `notes`: plain JSON values, free of patient data."""
+
+UNDATED = datetime(1970, 1, 1, tzinfo=UTC)
+"""The date of an RT Structure Set whose CT states none at all."""
+
+
+@dataclass(frozen=True)
+class Contoured:
+    """What became of a series.
+
+    Attributes:
+        seconds: wall time by stage: `preprocess`, `forward`, `postprocess`, `rt_struct`, `check`.
+    """
+
+    rt_struct: RtStruct
+    segmentation: Segmentation
+    report: Report
+    seconds: dict[str, float]
+
+
+class Stopwatch:
+    """Wall time by stage, from a clock that the caller gives."""
+
+    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
+        self._clock = clock
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Time what happens inside."""
+        start = self._clock()
+        yield
+        self.seconds[name] = self._clock() - start
+
+
+def contour(series: CtSeries, segmenter: Segmenter, options: RtStructOptions) -> Contoured:
+    """Segment a series, write its RT Structure Set, and read that back against the mask.
+
+    Raises:
+        SeriesRejectedError: the volume is nothing that the model was made for.
+        TransientError: the forward pass failed; it may succeed later.
+        RtStructCheckError: what was written is not what was segmented.
+    """
+    watch = Stopwatch()
+    segmentation = _segment(series, segmenter)
+    watch.seconds.update(segmentation.seconds)
+    with watch.stage("rt_struct"):
+        structure_set = rt_struct.build(series, segmentation, options)
+    with watch.stage("check"):
+        rt_struct_check.check(structure_set.data, series, segmentation, options)
+    report = _report(series, structure_set, segmentation, options.model, watch.seconds)
+    return Contoured(structure_set, segmentation, report, watch.seconds)
+
+
+def contour_folder(
+    folder: Path,
+    output: Path,
+    settings: Config,
+    picture: Path | None = None,
+    progress: Progress = no_progress,
+) -> Report:
+    """Contour the CT series in a folder into one file.
+
+    The dates inside are the CT's own latest, not the clock's, so that a rerun writes the same bytes.
+
+    Args:
+        folder: read with everything below it; what is no CT is ignored, and the report says so.
+        output: written atomically: it is there whole, or not at all.
+        settings: the model, the device, the rules for series, and how contours are drawn.
+        picture: where to draw a preview as PNG; None draws none.
+        progress: told what is being done.
+
+    Raises:
+        SeriesRejectedError: the series is not ours to contour.
+        ConfigurationError: the model package or the device cannot be used.
+        AnatomyNodeError: the work failed, or a file cannot be read or written.
+    """
+    with _told_of_files():
+        return _contour_folder(folder, output, settings, picture, progress)
+
+
+def _contour_folder(
+    folder: Path, output: Path, settings: Config, picture: Path | None, progress: Progress
+) -> Report:
+    for target in (output, picture):
+        if target is not None and not target.parent.is_dir():
+            raise PermanentError(f"{target.parent} is no folder to write {target.name} into; make it first")
+    watch = Stopwatch()
+    package = package_of(settings.model)
+    with watch.stage("read"):
+        spacing_mm = package.description.input.spacing_mm[0]
+        series, notes = read_folder(folder, settings.series, spacing_mm, progress)
+    with watch.stage("load_model"):
+        progress("loading the model", 0, 1)
+        segmenter = segmenter_of(package, settings)
+    progress("contouring", 0, 1)
+    done = contour(series, segmenter, options_of(settings, package.description, created_at(series)))
+    with watch.stage("write"):
+        write_atomically(output, done.rt_struct.data)
+    if picture is not None:
+        preview.draw(series, done.segmentation, picture)
+    own = {stage: round(value, 4) for stage, value in watch.seconds.items()}
+    seconds = {**own, **done.report["seconds"]}
+    return {
+        **done.report,
+        "rt_struct": str(output),
+        "seconds": seconds,
+        "notes": [*done.report["notes"], *notes],
+    }
+
+
+def failure_report(problem: AnatomyNodeError) -> Report:
+    """The report of a series that was rejected, or that we could not contour."""
+    rejected = isinstance(problem, SeriesRejectedError)
+    return {
+        "status": "rejected" if rejected else "failed",
+        "reason": problem.reason,
+        "reason_code": problem.code if isinstance(problem, SeriesRejectedError) else None,
+        "rt_struct": None,
+        "sop_instance_uid": None,
+        "series_instance_uid": None,
+        "model": None,
+        "device": None,
+        "seconds": {},
+        "rois": [],
+        "notes": [],
+    }
+
+
+def in_words(report: Report) -> list[str]:
+    """A report as lines for a person: the ROIs with their volumes, then what else is to be known."""
+    model, seconds = report["model"], report["seconds"]
+    lines = [f"{report['rt_struct']}  {model['name']} {model['version']} on {report['device']}"]
+    for roi in report["rois"]:
+        found = (
+            f"{roi['volume_cm3']:8.1f} cm3  {roi['contours']:4d} contours" if roi["contours"] else "not found"
+        )
+        flags = [flag.replace("_", " ") for flag in roi["flags"] if flag != "not_found"]
+        lines.append("  ".join((f"  {roi['name']:<16}", found, ", ".join(flags))).rstrip())
+    lines += [f"note: {note}" for note in report["notes"]]
+    lines.append("seconds: " + ", ".join(f"{stage} {value:.2f}" for stage, value in seconds.items()))
+    lines.append("Not a medical device: every contour must be reviewed by a qualified person.")
+    return lines
+
+
+def package_of(choice: ModelChoice) -> ModelPackage:
+    """The configured model package.
+
+    Raises:
+        ConfigurationError: it is missing, damaged or not what its description says.
+    """
+    try:
+        return read_package((choice.folder or PACKAGES) / choice.package)
+    except ModelPackageError as problem:
+        raise ConfigurationError((f"model: {problem}",)) from problem
+
+
+def segmenter_of(package: ModelPackage, settings: Config) -> Segmenter:
+    """The network on the configured device.
+
+    Raises:
+        ConfigurationError: the device cannot be used.
+    """
+    wanted = settings.inference
+    try:
+        return Segmenter(package, wanted.device, wanted.allow_cpu, wanted.threads)
+    except DeviceUnavailableError as problem:
+        raise ConfigurationError((f"inference.device: {problem.reason}",)) from problem
+
+
+def options_of(settings: Config, model: ModelDescription, created: datetime) -> RtStructOptions:
+    """How the configuration wants the RT Structure Set, dated `created` (aware, UTC)."""
+    return RtStructOptions(
+        contour_mode=settings.rt_struct.contour_mode,
+        simplify_mm=settings.rt_struct.simplify_mm,
+        structure_set_label=settings.rt_struct.structure_set_label,
+        series_description=settings.rt_struct.series_description,
+        created_at=created,
+        model=model,
+        program_version=__version__,
+    )
+
+
+def created_at(series: CtSeries) -> datetime:
+    """The latest date and time that the CT's slices state, read as UTC; `UNDATED` where there is none."""
+    latest = max((header.content_date_time for header in series.headers), default="")
+    if not re.fullmatch(r"[0-9]{14}", latest):
+        return UNDATED
+    try:
+        return datetime.strptime(latest, "%Y%m%d%H%M%S").replace(tzinfo=UTC)
+    except ValueError:  # such as the 31st of February
+        return UNDATED
+
+
+def write_atomically(output: Path, data: bytes) -> None:
+    """Write beside the target, fsync, and rename: the file is there whole, or not at all."""
+    beside = output.with_name(f".{output.name}.part")
+    try:
+        with beside.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(output)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+@contextmanager
+def _told_of_files() -> Iterator[None]:
+    try:
+        yield
+    except OSError as problem:
+        raise PermanentError(f"{problem.filename}: {problem.strerror}") from problem
+
+
+def _segment(series: CtSeries, segmenter: Segmenter) -> Segmentation:
+    try:
+        return segmenter.segment(series.volume)
+    except OutsideModelError as problem:
+        raise SeriesRejectedError(problem.code, problem.reason) from problem
+    except InferenceFailedError as problem:
+        raise TransientError(problem.reason) from problem
+
+
+def _report(
+    series: CtSeries,
+    structure_set: RtStruct,
+    segmentation: Segmentation,
+    model: ModelDescription,
+    seconds: dict[str, float],
+) -> Report:
+    notes = ["the slice spacing changes within the series; each contour lies in its own slice's plane"]
+    return {
+        "status": "done",
+        "reason": None,
+        "rt_struct": None,
+        "sop_instance_uid": structure_set.sop_instance_uid,
+        "series_instance_uid": series.headers[0].series_instance_uid,
+        "model": {"name": model.name, "version": model.version, "sha256": model.sha256},
+        "device": segmentation.device,
+        "seconds": {stage: round(value, 4) for stage, value in seconds.items()},
+        "rois": [{**asdict(roi), "flags": list(roi.flags)} for roi in structure_set.rois],
+        "notes": notes if series.is_uneven else [],
+    }
