@@ -1,0 +1,288 @@
+"""What Prometheus sees of the node.
+
+Owns the metrics' names and labels; the only door to prometheus-client.
+Speaks figures of the database, of the listener's counters and of the disk; durations in seconds.
+Never labels a figure with patient data, a UID, an address or any other unbounded value.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
+from prometheus_client.metrics_core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)
+from prometheus_client.registry import Collector
+from sqlalchemy import Engine, func, select
+from sqlalchemy.orm import Session
+
+from dicom_node import __version__
+from dicom_node.config import Config
+from dicom_node.database import reading
+from dicom_node.reception_figures import ReceptionFigures
+from dicom_node.schema import Delivery, Discarded, Job, Series, Transition, WorkerStatus
+from dicom_node.states import DeliveryState, JobState, SeriesState
+from dicom_node.turnaround import Histogram, TurnaroundHistory
+
+CONTENT_TYPE = CONTENT_TYPE_LATEST
+BOUNDED_WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,63}")
+MAX_CODES = 64
+OTHER = "other"
+BYTES_A_MIB = 1 << 20
+WORKER_NUMBERS = {
+    "warm_up_seconds": "How long the network's warm-up took.",
+    "peak_memory_bytes": "The most memory that the worker has used.",
+    "open_series": "Series whose slices are decoded as they arrive.",
+    "open_series_bytes": "Memory that they take.",
+}
+"""Figures that the worker writes into the database (`worker_figures.py`) as they are shown."""
+
+
+@dataclass(eq=False)  # the registry keeps collectors by identity
+class NodeCollector(Collector):
+    """Reads the figures anew at each scrape, all from one snapshot of the database.
+
+    Attributes:
+        engine: the node's database.
+        config: the configuration in use.
+        reception: the listener's counters.
+        clock: UTC epoch seconds.
+    """
+
+    engine: Engine
+    config: Config
+    reception: ReceptionFigures
+    clock: Callable[[], float] = time.time
+    _history: TurnaroundHistory = field(default_factory=TurnaroundHistory)
+
+    def collect(self) -> Iterator[Metric]:
+        """All figures at this moment."""
+        with reading(self.engine) as session:
+            self._history.read(session)
+            yield from _series_and_jobs(session, self.clock())
+            yield from _deliveries(session, self.config, self.clock())
+            yield from _worker(session, self.clock())
+            yield from _discarded(session, self.config)
+        yield from _durations(self._history)
+        yield from _reception(self.reception)
+        yield from _disk(self.config)
+        yield _labelled("build_info", "The version that runs; always 1.", ("version",), {(__version__,): 1})
+
+    def describe(self) -> Iterable[Metric]:
+        """Nothing: to name the figures in advance, the registry would have to read them."""
+        return ()
+
+
+def exposition(collector: NodeCollector) -> Callable[[], bytes]:
+    """The function that renders `/metrics`: the node's figures and those of its process."""
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(collector)
+    ProcessCollector(namespace="anatomynode_listener", registry=registry)
+    return lambda: generate_latest(registry)
+
+
+def _series_and_jobs(session: Session, now: float) -> Iterator[Metric]:
+    series = _count(session, Series.state)
+    yield _labelled(
+        "series", "Series by state.", ("state",), {(state,): series.get(state, 0) for state in SeriesState}
+    )
+    jobs = _count(session, Job.state)
+    yield _labelled(
+        "jobs", "Jobs by state.", ("state",), {(state,): jobs.get(state, 0) for state in JobState}
+    )
+    by_reason = session.execute(
+        select(Job.state, Job.reason_code, func.count())
+        .where(Job.reason_code.is_not(None))
+        .group_by(Job.state, Job.reason_code)
+        .order_by(func.count().desc())
+    )
+    reasons: dict[tuple[str, ...], float] = {}
+    for state, code, count in by_reason:
+        key = (str(state), _word(code) if len(reasons) < MAX_CODES else OTHER)
+        reasons[key] = reasons.get(key, 0) + count
+    yield _labelled("jobs_by_reason", "Jobs by state and reason.", ("state", "reason"), reasons)
+    changes = _count(session, Transition.to_state, Transition.subject == "job")
+    yield _counted(
+        "job_transitions",
+        "How often a job came into a state.",
+        "state",
+        {state: changes.get(state, 0) for state in JobState},
+    )
+    oldest = session.scalar(select(func.min(Job.created_at)).where(Job.state == JobState.QUEUED))
+    yield _gauge("queue_age_seconds", "Age of the oldest job that waits for the worker.", _age(oldest, now))
+
+
+def _deliveries(session: Session, config: Config, now: float) -> Iterator[Metric]:
+    known = {destination.name for destination in config.destinations}
+    found = {
+        (destination, state): count
+        for destination, state, count in session.execute(
+            select(Delivery.destination, Delivery.state, func.count()).group_by(
+                Delivery.destination, Delivery.state
+            )
+        )
+    }
+    yield _labelled(
+        "deliveries",
+        "Deliveries by destination and state.",
+        ("destination", "state"),
+        {(name, state): found.get((name, state), 0) for name in sorted(known) for state in DeliveryState},
+    )
+    oldest = session.execute(
+        select(Delivery.destination, func.min(Delivery.created_at))
+        .where(Delivery.state == DeliveryState.PENDING)
+        .group_by(Delivery.destination)
+    )
+    pending = {destination: since for destination, since in oldest}  # noqa: C416 (dict() takes a result for a mapping)
+    yield _labelled(
+        "delivery_pending_age_seconds",
+        "Age of the oldest delivery that is not yet stored.",
+        ("destination",),
+        {(name,): _age(pending.get(name), now) for name in sorted(known)},
+    )
+    overdue = _count(
+        session,
+        Delivery.destination,
+        Delivery.state == DeliveryState.PENDING,
+        Delivery.created_at < now - config.retry.alert_after_s,
+    )
+    yield _labelled(
+        "deliveries_overdue",
+        "Deliveries that have been tried for longer than retry.alert_after_s.",
+        ("destination",),
+        {(name,): overdue.get(name, 0) for name in sorted(known)},
+    )
+
+
+def _worker(session: Session, now: float) -> Iterator[Metric]:
+    status = session.get(WorkerStatus, 1)
+    if status is None:
+        return
+    yield _gauge(
+        "worker_heartbeat_age_seconds",
+        "Since the worker's last sign of life.",
+        _age(status.heartbeat_at, now),
+    )
+    figures = status.figures
+    model = figures.get("model") or {}
+    words = {
+        "device": figures.get("device"),
+        "model": model.get("name"),
+        "version": model.get("version"),
+        "sha256": model.get("sha256"),
+    }
+    known = tuple(_word(word) for word in words.values())
+    yield _labelled("worker_info", "What the worker runs on; always 1.", tuple(words), {known: 1})
+    yield _gauge(
+        "worker_model_approved",
+        "1 where the model is the approved one, so that its results are sent.",
+        float(bool(model.get("approved"))),
+    )
+    yield _gauge("worker_busy", "1 while a job is contoured.", float(figures.get("running_job") is not None))
+    for name, meaning in WORKER_NUMBERS.items():
+        if isinstance(figures.get(name), int | float):
+            yield _gauge(f"worker_{name}", meaning, figures[name])
+
+
+def _word(value: object) -> str:
+    """A label's value as it is where it is a short plain word, else `other`."""
+    return value if isinstance(value, str) and BOUNDED_WORD.fullmatch(value) else OTHER
+
+
+def _discarded(session: Session, config: Config) -> Iterator[Metric]:
+    rows = {row.sop_class_uid: row for row in session.scalars(select(Discarded))}
+    counts = {
+        uid: float(rows[uid].instances) if uid in rows else 0.0 for uid in config.listener.discard_sop_classes
+    }
+    yield _counted(
+        "instances_discarded",
+        "Instances of classes in listener.discard_sop_classes that were thrown away.",
+        "sop_class_uid",
+        counts,
+    )
+
+
+def _durations(history: TurnaroundHistory) -> Iterator[Metric]:
+    stages = HistogramMetricFamily(
+        "anatomynode_stage_seconds", "Duration of each stage of each job.", labels=("stage",)
+    )
+    for stage, histogram in sorted(history.stages.items()):
+        _add(stages, (stage,), histogram)
+    yield stages
+    turnaround = HistogramMetricFamily(
+        "anatomynode_turnaround_seconds",
+        "From the last slice until every destination had stored the RT-STRUCT.",
+        labels=(),
+    )
+    _add(turnaround, (), history.turnaround)
+    yield turnaround
+
+
+def _reception(figures: ReceptionFigures) -> Iterator[Metric]:
+    now = figures.snapshot()
+    yield _total("instances_received", "New instances stored and acknowledged.", now.instances)
+    yield _total("instance_bytes_received", "Bytes of their data sets.", now.instance_bytes)
+    yield _total("instances_received_again", "Instances that were here already.", now.instances_again)
+    yield _counted("instances_refused", "C-STOREs by failure status.", "status", now.instances_refused)
+    yield _total("associations_accepted", "Associations that were let in.", now.associations_accepted)
+    yield _gauge("associations_open", "Associations that are open now.", now.associations_open)
+    yield _counted(
+        "associations_refused", "Association requests rejected.", "reason", now.associations_refused
+    )
+    yield _counted("connections_dropped", "Connections ended by a limit.", "reason", now.connections_dropped)
+
+
+def _disk(config: Config) -> Iterator[Metric]:
+    free = shutil.disk_usage(config.storage.folder).free
+    yield _gauge("storage_free_bytes", "Free space in storage.folder.", free)
+    yield _gauge(
+        "storage_reserve_bytes", "Below this, C-STORE is refused.", config.storage.reserve_mib * BYTES_A_MIB
+    )
+
+
+def _count(session: Session, column: Any, *conditions: Any) -> dict[str, int]:
+    rows = session.execute(select(column, func.count()).where(*conditions).group_by(column))
+    return {str(key): count for key, count in rows}
+
+
+def _age(since: float | None, now: float) -> float:
+    """Seconds since then; 0 where there is nothing that ages."""
+    return 0.0 if since is None else max(0.0, now - since)
+
+
+def _gauge(name: str, meaning: str, value: float) -> Metric:
+    return GaugeMetricFamily(f"anatomynode_{name}", meaning, value=value)
+
+
+def _total(name: str, meaning: str, value: float) -> Metric:
+    return CounterMetricFamily(f"anatomynode_{name}", meaning, value=value)
+
+
+def _labelled(
+    name: str, meaning: str, labels: tuple[str, ...], values: Mapping[tuple[str, ...], float]
+) -> Metric:
+    family = GaugeMetricFamily(f"anatomynode_{name}", meaning, labels=labels)
+    for words, value in values.items():
+        family.add_metric(words, value)
+    return family
+
+
+def _counted(name: str, meaning: str, label: str, values: Mapping[str, float]) -> Metric:
+    family = CounterMetricFamily(f"anatomynode_{name}", meaning, labels=(label,))
+    for word, value in values.items():
+        family.add_metric((word,), value)
+    return family
+
+
+def _add(family: HistogramMetricFamily, labels: tuple[str, ...], histogram: Histogram) -> None:
+    family.add_metric(labels, buckets=histogram.buckets(), sum_value=histogram.total_s)

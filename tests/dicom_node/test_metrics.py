@@ -1,0 +1,248 @@
+"""The figures: what Prometheus scrapes is clean, true, bounded, and says nothing of a patient."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from sqlalchemy import Engine
+
+from dicom_node import http_status, jobs, metrics, migrate
+from dicom_node.config import Config, Destination, Http, Listener, Storage
+from dicom_node.database import open_engine, transaction
+from dicom_node.reception_figures import ReceptionFigures
+from dicom_node.schema import Delivery, Discarded, Job, Series, WorkerStatus
+from dicom_node.states import DeliveryState, JobState, SeriesState
+from tests.tools import free_port, needs
+
+NOW = 1_800_000_000.0
+SECRET = "1.2.826.0.1.3680043.8.498.77"
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Config:
+    pacs = Destination(name="pacs", host="127.0.0.1", port=11113, ae_title="PACS")
+    return Config(
+        listener=Listener(discard_sop_classes=("1.2.840.10008.5.1.4.1.1.481.3",)),
+        storage=Storage(folder=tmp_path, reserve_mib=1),
+        peers=(),
+        destinations=(pacs,),
+    )
+
+
+@pytest.fixture
+def engine(config: Config) -> Iterator[Engine]:
+    migrate.upgrade(config.storage.database)
+    engine = open_engine(config.storage.database)
+    yield engine
+    engine.dispose()
+
+
+def add_job(engine: Engine, number: int) -> int:
+    """A series whose last slice came at NOW, taken for complete 2 s later; its job waits."""
+    with transaction(engine) as session:
+        series = Series(
+            series_instance_uid=f"{SECRET}.{number}",
+            study_instance_uid=SECRET,
+            patient_key="p",
+            accession_key="a",
+            state=SeriesState.RECEIVING,
+            revision=1,
+            first_instance_at=NOW - 10,
+            last_instance_at=NOW,
+        )
+        jobs.begin(session, series, NOW - 10, "its first slice came")
+        job = Job(
+            series_id=series.id,
+            revision=1,
+            model_name="anatomynet-hn",
+            model_sha256="0" * 64,
+            state=JobState.QUEUED,
+            created_at=NOW + 2,
+            attempts=0,
+        )
+        jobs.begin(session, job, NOW + 2, "complete")
+        return job.id
+
+
+def contour(engine: Engine, number: int) -> int:
+    """Contour a job within 3 s of its start: READY at NOW + 5.5."""
+    with transaction(engine) as session:
+        job = session.get_one(Job, number)
+        jobs.move(session, job, JobState.RUNNING, NOW + 2.5, "the worker took it")
+        job.started_at, job.attempts = NOW + 2.5, 1
+        job.rt_struct_file = "result.dcm"
+        job.report = {"seconds": {"inference": 2.0, "rt_struct": 0.2, "PATIENT^NAME": 1.0}}
+        jobs.move(session, job, JobState.READY, NOW + 5.5, "checked")
+        delivery = Delivery(
+            job_id=job.id,
+            destination="pacs",
+            state=DeliveryState.PENDING,
+            created_at=NOW + 5.5,
+            next_attempt_at=NOW + 5.5,
+        )
+        jobs.begin(session, delivery, NOW + 5.5, "to go")
+        return delivery.id
+
+
+def deliver(engine: Engine, number: int, at: float) -> None:
+    with transaction(engine) as session:
+        jobs.delivery_stored(session, session.get_one(Delivery, number), 0x0000, "stored", at)
+
+
+def figures(text: str) -> dict[str, float]:
+    """Each sample by its name and labels, as the text format has them."""
+    samples = re.findall(r"^(anatomynode_\w+(?:\{[^}]*\})?) (\S+)$", text, re.MULTILINE)
+    return {name: float(value) for name, value in samples}
+
+
+def busy_node(engine: Engine, config: Config) -> metrics.NodeCollector:
+    deliver(engine, contour(engine, add_job(engine, 1)), NOW + 6)
+    add_job(engine, 2)
+    contour(engine, add_job(engine, 3))
+    with transaction(engine) as session:
+        session.add(Discarded(sop_class_uid="1.2.840.10008.5.1.4.1.1.481.3", instances=4, size_bytes=9))
+        model = {"name": "anatomynet-hn", "version": "1\n" + SECRET, "sha256": "ab", "approved": True}
+        told = {"device": "cpu", "model": model, "peak_memory_bytes": 1e9, "running_job": 2, SECRET: 1}
+        session.add(WorkerStatus(id=1, pid=1, heartbeat_at=NOW + 7, figures=told))
+    reception = ReceptionFigures()
+    reception.instance_stored(500)
+    reception.instance_refused(0xA700)
+    reception.association_refused("calling_ae_title")
+    return metrics.NodeCollector(engine, config, reception, clock=lambda: NOW + 10)
+
+
+def test_the_figures_say_what_the_database_holds(engine: Engine, config: Config) -> None:
+    found = figures(metrics.exposition(busy_node(engine, config))().decode())
+
+    expected = {
+        'anatomynode_jobs{state="SENT"}': 1,
+        'anatomynode_jobs{state="QUEUED"}': 1,
+        'anatomynode_jobs{state="READY"}': 1,
+        'anatomynode_jobs{state="FAILED"}': 0,
+        'anatomynode_job_transitions_total{state="READY"}': 2,
+        'anatomynode_deliveries{destination="pacs",state="STORED"}': 1,
+        'anatomynode_deliveries{destination="pacs",state="PENDING"}': 1,
+        'anatomynode_delivery_pending_age_seconds{destination="pacs"}': 4.5,
+        'anatomynode_deliveries_overdue{destination="pacs"}': 0,
+        "anatomynode_queue_age_seconds": 8,
+        "anatomynode_worker_heartbeat_age_seconds": 3,
+        "anatomynode_worker_peak_memory_bytes": 1e9,
+        'anatomynode_worker_info{device="cpu",model="anatomynet-hn",sha256="ab",version="other"}': 1,
+        "anatomynode_worker_model_approved": 1,
+        "anatomynode_worker_busy": 1,
+        'anatomynode_instances_discarded_total{sop_class_uid="1.2.840.10008.5.1.4.1.1.481.3"}': 4,
+        "anatomynode_instances_received_total": 1,
+        'anatomynode_instances_refused_total{status="0xA700"}': 1,
+        'anatomynode_associations_refused_total{reason="calling_ae_title"}': 1,
+        "anatomynode_turnaround_seconds_count": 1,
+        "anatomynode_turnaround_seconds_sum": 6,
+        'anatomynode_turnaround_seconds_bucket{le="5.0"}': 0,
+        'anatomynode_turnaround_seconds_bucket{le="10.0"}': 1,
+        'anatomynode_stage_seconds_sum{stage="inference"}': 4,
+        'anatomynode_stage_seconds_sum{stage="completeness"}': 4,
+        'anatomynode_stage_seconds_sum{stage="queue"}': 1,
+        'anatomynode_stage_seconds_count{stage="delivery"}': 1,
+    }
+    assert {name: found.get(name) for name in expected} == expected
+
+
+def test_no_label_carries_a_uid_of_a_series_or_a_word_of_a_report(engine: Engine, config: Config) -> None:
+    text = metrics.exposition(busy_node(engine, config))().decode()
+
+    assert SECRET not in text
+    assert "PATIENT" not in text
+
+
+def test_a_result_that_is_sent_again_is_no_new_turnaround(engine: Engine, config: Config) -> None:
+    expose = metrics.exposition(busy_node(engine, config))
+    before = figures(expose().decode())
+    with transaction(engine) as session:
+        jobs.deliver_again(session, session.get_one(Series, 1), "pushed again", NOW + 100)
+    deliver(engine, 1, NOW + 101)
+
+    after = figures(expose().decode())
+
+    assert (
+        after["anatomynode_turnaround_seconds_count"] == before["anatomynode_turnaround_seconds_count"] == 1
+    )
+    assert after['anatomynode_job_transitions_total{state="SENT"}'] == 2
+
+
+def test_a_restart_of_the_listener_lets_no_histogram_fall(engine: Engine, config: Config) -> None:
+    collector = busy_node(engine, config)
+    metrics.exposition(collector)()
+    deliver(engine, 2, NOW + 8)
+    lived_on = figures(metrics.exposition(collector)().decode())
+    restarted = figures(
+        metrics.exposition(
+            metrics.NodeCollector(engine, config, ReceptionFigures(), lambda: NOW + 10)
+        )().decode()
+    )
+
+    for name in lived_on:
+        if "_seconds_" in name and "listener" not in name:
+            assert restarted[name] == lived_on[name]
+    assert lived_on["anatomynode_turnaround_seconds_count"] == 2
+
+
+@needs("promtool")
+def test_promtool_finds_nothing_to_complain_of(engine: Engine, config: Config) -> None:
+    checked = subprocess.run(
+        ["promtool", "check", "metrics"],
+        input=metrics.exposition(busy_node(engine, config))(),
+        capture_output=True,
+        check=False,
+    )
+
+    assert (checked.returncode, checked.stdout + checked.stderr) == (0, b"")
+
+
+def test_the_http_port_answers_its_three_paths_and_nothing_else(engine: Engine, config: Config) -> None:
+    collector = busy_node(engine, config)
+    listens = [True]
+
+    def ready() -> http_status.Checks:
+        return http_status.readiness(engine, config, lambda: listens[0], lambda: NOW + 10)
+
+    server = http_status.HttpStatus(settings := Http(port=free_port()), metrics.exposition(collector), ready)
+    server.start()
+    try:
+        assert get(settings, "/healthz") == (200, '{"alive": true}\n')
+        assert get(settings, "/metrics")[0] == 200
+        assert get(settings, "/readyz")[0] == 200
+        assert get(settings, "/jobs")[0] == 404
+        listens[0] = False
+        status, body = get(settings, "/readyz")
+    finally:
+        server.stop()
+
+    checks = json.loads(body)["checks"]
+    assert status == 503
+    assert [name for name, check in checks.items() if not check["ok"]] == ["listener"]
+
+
+def test_a_dead_worker_a_full_disk_and_a_lost_database_show_in_readyz(engine: Engine, config: Config) -> None:
+    busy_node(engine, config)
+    full = config.model_copy(update={"storage": Storage(folder=config.storage.folder, reserve_mib=1 << 40)})
+    engine_on_nothing = open_engine(config.storage.folder / "no" / "such.sqlite")
+
+    late = http_status.readiness(engine, full, lambda: True, lambda: NOW + 100)
+    lost = http_status.readiness(engine_on_nothing, config, lambda: True)
+
+    assert [name for name, check in late.items() if not check.ok] == ["disk", "worker"]
+    assert [name for name, check in lost.items() if not check.ok] == ["database", "worker"]
+
+
+def get(settings: Http, path: str) -> tuple[int, str]:
+    try:
+        with urllib.request.urlopen(f"http://{settings.host}:{settings.port}{path}", timeout=5) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as refusal:
+        return refusal.code, refusal.read().decode()
