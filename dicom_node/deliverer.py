@@ -26,12 +26,16 @@ from dicom_node.retry import delay_s
 from dicom_node.schema import Delivery, Job
 from dicom_node.scu import StoreOutcome
 from dicom_node.states import DeliveryState
-from dicom_node.store_status import StoreKind
+from dicom_node.store_status import KEPT, StoreKind
 
 POLL_S = 0.1
 """How soon a delivery is seen that nobody woke us for, such as one that a person retries."""
 AFTER_A_BUG_S = 5.0
 """How long a lane rests after an error of its own, such as a full disk under the database."""
+
+DELIVERED = KEPT | {StoreKind.DUPLICATE}
+"""Our SOP Instance UIDs are derived from all that an RT-STRUCT is made of: what a destination has under this
+UID is this one, from an attempt whose answer was lost or from an earlier push."""
 
 Store = Callable[[Destination, str, Path], StoreOutcome]
 
@@ -214,7 +218,8 @@ class _Lane:
             self._record(session, due, outcome, traceback)
             if damaged:
                 session.get_one(Job, due.job_id).rt_struct_file = None  # a retry contours again
-        log.info(
+        say = log.info if outcome.kind in DELIVERED else log.warning
+        say(
             "tried to send",
             job=due.job_id,
             destination=self.name,
@@ -233,7 +238,7 @@ class _Lane:
             delivery.last_status = outcome.status
             return
         match outcome.kind:
-            case StoreKind.STORED | StoreKind.WARNING | StoreKind.DUPLICATE:
+            case kind if kind in DELIVERED:
                 assert outcome.status is not None
                 jobs.delivery_stored(session, delivery, outcome.status, _in_words(outcome), now)
                 self._hurry(session, now)
@@ -262,11 +267,7 @@ class _Lane:
 
 
 def _in_words(outcome: StoreOutcome) -> str:
-    """Why it counts as stored.
-
-    A duplicate does: our SOP Instance UIDs are derived from all that an RT-STRUCT is made of, so what the
-    destination has under this UID is this one, from an attempt whose answer was lost or from an earlier push.
-    """
+    """Why it counts as stored."""
     if outcome.kind is StoreKind.DUPLICATE:
         return f"{outcome.reason}; it is this one, from an earlier attempt"
     return outcome.reason

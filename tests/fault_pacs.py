@@ -67,6 +67,7 @@ def serving(
     on_request: Callable[[Event], None] | None = None,
     on_pdu: Callable[[Event], None] | None = None,
     tls: Tls | None = None,
+    port: int = 0,
 ) -> Iterator[int]:
     """An archive whose answers are given by functions; yields its port."""
     entity = AE(ae_title="ARCHIVE")
@@ -79,7 +80,7 @@ def serving(
     if on_pdu is not None:
         handlers.append((evt.EVT_PDU_RECV, on_pdu))
     server = entity.start_server(
-        ("127.0.0.1", 0), block=False, evt_handlers=handlers, ssl_context=_tls_context(tls)
+        ("127.0.0.1", port), block=False, evt_handlers=handlers, ssl_context=_tls_context(tls)
     )
     try:
         yield server.server_address[1]
@@ -88,7 +89,9 @@ def serving(
 
 
 @contextmanager
-def answering(*statuses: int, received: Received | None = None, tls: Tls | None = None) -> Iterator[int]:
+def answering(
+    *statuses: int, received: Received | None = None, tls: Tls | None = None, port: int = 0
+) -> Iterator[int]:
     """Answers each C-STORE with the next of `statuses`; the last one for ever."""
     left = list(statuses)
 
@@ -97,8 +100,8 @@ def answering(*statuses: int, received: Received | None = None, tls: Tls | None 
             received.note(event)
         return left.pop(0) if len(left) > 1 else left[0]
 
-    with serving(on_store, tls=tls) as port:
-        yield port
+    with serving(on_store, tls=tls, port=port) as taken:
+        yield taken
 
 
 @contextmanager
