@@ -12,11 +12,10 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from io import BytesIO
 from types import SimpleNamespace
-from typing import cast
 
 import numpy as np
 from pydicom.charset import convert_encodings
-from pydicom.datadict import dictionary_VR, tag_for_keyword
+from pydicom.datadict import dictionary_VR
 from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset, FileDataset
 from pydicom.tag import Tag
@@ -73,13 +72,6 @@ TYPE_2 = (
 )
 """What the Patient and General Study modules ask to be there, if only empty."""
 
-_SCAFFOLD_KEPT = frozenset(
-    tag_for_keyword(keyword)
-    for keyword in (
-        *("SOPClassUID", "Modality", "ApprovalStatus"),
-        *("StructureSetROISequence", "ROIContourSequence", "RTROIObservationsSequence"),
-    )
-)
 _SERIES_NUMBER = 9001
 """Far from the numbers that scanners give, so that the object stands last in its study."""
 
@@ -254,15 +246,13 @@ def _reports(segmentation: Segmentation, rois: Iterable[_Roi]) -> tuple[RoiRepor
 
 
 def _scaffold() -> FileDataset:
-    """rt-utils' empty structure set, without what it makes up.
+    """rt-utils' empty structure set file: group 0002 and the three sequences of ROIs.
 
-    We take from it: the file with its preamble and group 0002, SOP Class, Modality, Approval Status
-    UNAPPROVED and the three sequences of ROIs. Its invented dates, UIDs, manufacturer, institution
-    and character set go.
+    Its `generate_base_dataset` would add invented dates, UIDs, a manufacturer, an institution and a
+    character set; of it we take the two parts that are right, and say the rest ourselves.
     """
-    dataset = cast(FileDataset, ds_helper.generate_base_dataset())
-    for tag in set(dataset.keys()) - _SCAFFOLD_KEPT:
-        del dataset[tag]
+    dataset = FileDataset(BytesIO(), {}, file_meta=ds_helper.get_file_meta(), preamble=b"\0" * 128)
+    ds_helper.add_sequence_lists_to_ds(dataset)
     return dataset
 
 
@@ -277,6 +267,7 @@ def _patient_and_study(dataset: Dataset, reference: Dataset) -> None:
 
 def _rt_series(dataset: Dataset, uids: _Uids, options: RtStructOptions, created_at: datetime) -> None:
     """PS3.3 C.8.8.1."""
+    dataset.Modality = "RTSTRUCT"
     dataset.SeriesInstanceUID = uids.series
     dataset.SeriesNumber = _SERIES_NUMBER
     dataset.SeriesDate, dataset.SeriesTime = _date_and_time(created_at)
@@ -402,6 +393,7 @@ def _approval(dataset: Dataset) -> None:
 
 def _sop_common(dataset: FileDataset, uids: _Uids, options: RtStructOptions, created_at: datetime) -> None:
     """PS3.3 C.12.1, and group 0002 (PS3.10 7.1)."""
+    dataset.SOPClassUID = RTStructureSetStorage
     dataset.SOPInstanceUID = uids.sop_instance
     dataset.InstanceCreationDate, dataset.InstanceCreationTime = _date_and_time(created_at)
     dataset.ContributingEquipmentSequence = [_contributing_equipment(options)]

@@ -7,8 +7,10 @@ Never runs a network.
 
 from __future__ import annotations
 
+import gzip
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -113,3 +115,12 @@ def segmentation(planes: PlaneStack, mode: str = "soft") -> Segmentation:
             for found in balls
         ]
     return Segmentation(tuple(balls), "cpu", {})
+
+
+def read_nrrd(path: Path) -> NDArray[np.bool_]:
+    """A uint8 NRRD, packed or not, as bool (slices, rows, columns)."""
+    header, _, content = path.read_bytes().partition(b"\n\n")
+    fields = dict(line.split(": ", 1) for line in header.decode().splitlines() if ": " in line)
+    sizes = [int(size) for size in fields["sizes"].split()]
+    raw = gzip.decompress(content) if fields["encoding"].startswith("gz") else content
+    return np.frombuffer(raw, np.uint8).reshape(sizes[::-1]) > 0

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import gzip
 from collections import Counter
 from itertools import combinations
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,7 +19,7 @@ from inference.contours import Contour, trace
 from inference.outlines import signed_area
 from inference.rasterising import fill
 from inference.volume import PlaneStack
-from tests.organs import boxed, structure_map
+from tests.organs import boxed, read_nrrd, structure_map
 from tests.tools import SHARED_DATA, needs_shared_data
 
 LABELS = SHARED_DATA / "labels"
@@ -187,14 +185,6 @@ def test_a_structure_cut_by_the_volume_ends_at_the_edge_of_its_last_voxels(level
     low, high = contour.points.min(axis=0), contour.points.max(axis=0)
     assert low == pytest.approx([-0.5, -0.5], abs=0.1)
     assert high == pytest.approx([5.5, 6.5], abs=0.1)
-
-
-def read_nrrd(path: Path) -> NDArray[np.bool_]:
-    """A gzipped uint8 NRRD as bool (slices, rows, columns)."""
-    header, _, packed = path.read_bytes().partition(b"\n\n")
-    fields = dict(line.split(": ", 1) for line in header.decode().splitlines() if ": " in line)
-    sizes = [int(size) for size in fields["sizes"].split()]
-    return np.frombuffer(gzip.decompress(packed), np.uint8).reshape(sizes[::-1]) > 0
 
 
 @needs_shared_data("labels")

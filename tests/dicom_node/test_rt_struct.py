@@ -1,0 +1,303 @@
+"""The RT Structure Set: where its points lie, whose it is, and what planning systems ask of it."""
+
+from __future__ import annotations
+
+import subprocess
+from dataclasses import replace
+from datetime import UTC, datetime
+from io import BytesIO
+
+import numpy as np
+import pytest
+from pydicom import dcmread
+from pydicom.dataset import FileDataset
+from pydicom.tag import Tag
+from pydicom.uid import ExplicitVRBigEndian, ImplicitVRLittleEndian
+
+from dicom_node import rt_struct, rt_struct_check
+from dicom_node.ct_series import CtSeries, assemble
+from dicom_node.ct_slice import read_slice
+from dicom_node.errors import SeriesRejectedError
+from inference.segmentation import Segmentation
+from tests import organs, phantoms
+from tests.phantoms import ORIENTATIONS, Phantom
+from tests.tools import needs
+
+OBLIQUE = (0.9961947, 0.0871557, 0.0, -0.0858317, 0.9810603, 0.1736482)
+TILTED = Phantom(
+    orientation=(1.0, 0.0, 0.0, 0.0, 0.9659258262890683, -0.25881904510252074),
+    step_direction=(0.0, 0.0, 1.0),
+)
+UNEVEN = (*(3.0 * index for index in range(10)), *(27.0 + 6.0 * index for index in range(1, 8)))
+GEOMETRIES = {
+    **{name: Phantom(orientation=orientation) for name, orientation in ORIENTATIONS.items()},
+    "tilted gantry": TILTED,
+    "oblique": Phantom(orientation=OBLIQUE),
+    "uneven slices": Phantom(offsets_mm=UNEVEN),
+    "oblong pixels": Phantom(rows=100, columns=40, pixel_spacing=(2.0, 6.0)),
+    "long coordinates": Phantom(origin_mm=(-249.51171875123, -460.123456789, -1234.123456789)),
+}
+
+
+def read(data: bytes) -> FileDataset:
+    return dcmread(BytesIO(data))
+
+
+def built(
+    series: CtSeries, **changes: object
+) -> tuple[rt_struct.RtStruct, Segmentation, rt_struct.RtStructOptions]:
+    segmentation = organs.segmentation(series.volume.planes)
+    options = replace(organs.options(), **changes)  # type: ignore[arg-type]
+    return rt_struct.build(series, segmentation, options), segmentation, options
+
+
+def contours(dataset: FileDataset) -> list[tuple[str, np.ndarray]]:
+    """The referenced instance and the points in mm of each contour."""
+    return [
+        (
+            str(item.ContourImageSequence[0].ReferencedSOPInstanceUID),
+            np.array(item.ContourData, float).reshape(-1, 3),
+        )
+        for roi in dataset.ROIContourSequence
+        for item in roi.ContourSequence
+    ]
+
+
+@pytest.mark.parametrize("mode", ["smooth", "voxel"])
+@pytest.mark.parametrize("geometry", GEOMETRIES)
+def test_every_point_lies_in_its_slice_and_round_the_organ(geometry, mode):
+    series = phantoms.series(GEOMETRIES[geometry])
+    made, segmentation, options = built(series, contour_mode=mode)
+    rt_struct_check.check(made.data, series, segmentation, options)
+    slices = {header.sop_instance_uid: header for header in series.headers}
+    dataset = read(made.data)
+    for uid, points in contours(dataset):
+        header = slices[uid]
+        cosines = np.array(header.image_orientation_patient)
+        offsets = (points - header.image_position_patient) @ np.cross(cosines[:3], cosines[3:])
+        assert np.abs(offsets).max() <= 0.01
+        if cosines[2] == cosines[5] == 0:
+            assert set(points[:, 2]) == {header.image_position_patient[2]}
+    # The mandible, the largest ball: its middle is known in millimetres.
+    planes, found = series.volume.planes, segmentation.structures[-1]
+    weights = np.argwhere(found.mask)
+    middle = np.mean(
+        [planes.plane_points_mm(s, np.array([[r, c]], float))[0] for s, r, c in weights.tolist()], axis=0
+    )
+    points = np.concatenate(
+        [
+            np.array(item.ContourData, float).reshape(-1, 3)
+            for item in dataset.ROIContourSequence[-1].ContourSequence
+        ]
+    )
+    assert np.linalg.norm((points.max(axis=0) + points.min(axis=0)) / 2 - middle) < 4.0
+
+
+def test_no_decimal_string_is_longer_than_16_bytes():
+    made, _, _ = built(phantoms.series(GEOMETRIES["long coordinates"]))
+    for roi in read(made.data).ROIContourSequence:
+        for item in roi.ContourSequence:
+            raw = item.get_item(Tag("ContourData")).value
+            assert max(len(number.strip()) for number in raw.split(b"\\")) <= 16
+
+
+JAPANESE = {
+    "SpecificCharacterSet": ["", "ISO 2022 IR 87"],
+    "PatientName": "Yamada^Tarou=山田^太郎=やまだ^たろう",
+    "PatientComments": "検査",
+    "StudyDescription": "頭頸部",
+}
+
+
+@pytest.mark.parametrize("syntax", [ImplicitVRLittleEndian, ExplicitVRBigEndian])
+def test_patient_and_study_are_the_cts_own_bytes(syntax):
+    phantom = Phantom(overrides=JAPANESE, transfer_syntax=syntax)
+    ct = read(phantoms.encode(phantoms.slices(phantom)[0]))
+    dataset = read(built(phantoms.series(phantom))[0].data)
+    for keyword in (*rt_struct.PATIENT_MODULE, *rt_struct.STUDY_MODULES, "SpecificCharacterSet"):
+        tag = Tag(keyword)
+        assert (tag in dataset) == (tag in ct)
+        if tag in ct and tag != Tag("SpecificCharacterSet"):
+            assert (dataset.get_item(tag).value or b"") == (ct.get_item(tag).value or b"")
+    assert str(dataset.PatientName) == JAPANESE["PatientName"]
+
+
+@needs("dciodvfy")
+@pytest.mark.parametrize("mode", ["smooth", "voxel"])
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        {},
+        dict.fromkeys(("AccessionNumber", "StudyID", "ReferringPhysicianName", "StudyTime")),
+        JAPANESE,
+    ],
+    ids=["complete", "without Type 2", "Japanese"],
+)
+def test_dciodvfy_finds_no_error(tmp_path, mode, overrides):
+    made, _, _ = built(
+        phantoms.series(Phantom(overrides=overrides)),
+        contour_mode=mode,
+        predecessor_sop_instance_uid="1.2.3",
+    )
+    path = tmp_path / "rs.dcm"
+    path.write_bytes(made.data)
+    judged = subprocess.run(["dciodvfy", "-new", str(path)], capture_output=True, text=True, check=False)
+    errors = [line for line in judged.stderr.splitlines() if line.startswith("Error")]
+    assert errors == []
+
+
+@needs("dcentvfy")
+def test_dcentvfy_finds_one_patient_one_study_and_one_frame_of_reference(tmp_path):
+    phantom = Phantom()
+    files = phantoms.write(phantom, tmp_path / "ct")
+    path = tmp_path / "rs.dcm"
+    path.write_bytes(built(phantoms.series(phantom))[0].data)
+    judged = subprocess.run(
+        ["dcentvfy", str(path), *map(str, files)], capture_output=True, text=True, check=False
+    )
+    assert "Error" not in judged.stdout + judged.stderr
+
+
+@needs("plastimatch")
+def test_another_reader_finds_the_same_masks(tmp_path):
+    phantom = Phantom(rows=128, columns=128, pixel_spacing=(2.0, 2.0))
+    phantoms.write(phantom, tmp_path / "ct")
+    series = phantoms.series(phantom)
+    made, segmentation, _ = built(series, contour_mode="voxel")
+    (tmp_path / "rs.dcm").write_bytes(made.data)
+    subprocess.run(
+        [
+            *("plastimatch", "convert", "--input", str(tmp_path / "rs.dcm")),
+            *("--referenced-ct", str(tmp_path / "ct"), "--output-prefix", str(tmp_path / "masks")),
+            *("--prefix-format", "nrrd"),
+        ],
+        capture_output=True,
+        check=True,
+        timeout=60,
+    )
+    for found in segmentation.structures[1:]:
+        theirs = organs.read_nrrd(tmp_path / "masks" / f"{found.structure.name}.nrrd")
+        assert 2 * (theirs & found.mask).sum() >= 0.97 * (theirs.sum() + found.mask.sum())
+
+
+def test_the_same_job_done_again_gives_the_same_bytes_whatever_the_order_of_the_slices():
+    files = [phantoms.encode(one) for one in phantoms.slices(Phantom())]
+    forwards, backwards = (
+        assemble((read_slice(BytesIO(file)) for file in order), 2) for order in (files, files[::-1])
+    )
+    assert built(forwards)[0] == built(backwards)[0]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"contour_mode": "voxel"},
+        {"simplify_mm": 0.05},
+        {"structure_set_label": "Other"},
+        {"series_description": "Other"},
+        {"model": organs.MODEL.model_copy(update={"sha256": "cd" * 32})},
+        {"program_version": "0.2.0"},
+        {"template": "other"},
+        {"profile": "eclipse"},
+        {"predecessor_sop_instance_uid": "1.2.3"},
+    ],
+    ids=lambda changes: next(iter(changes)),
+)
+def test_what_decides_the_contours_decides_the_uids(changes):
+    series = phantoms.series()
+    first, other = built(series)[0], built(series, **changes)[0]
+    assert first.sop_instance_uid != other.sop_instance_uid
+    assert first.series_instance_uid != other.series_instance_uid
+
+
+def test_the_time_of_the_job_decides_dates_but_no_uid():
+    series = phantoms.series()
+    first, later = built(series)[0], built(series, created_at=datetime(2027, 1, 1, tzinfo=UTC))[0]
+    assert first.sop_instance_uid == later.sop_instance_uid
+    assert read(first.data).StructureSetDate != read(later.data).StructureSetDate
+
+
+def test_dates_are_read_by_the_clock_of_the_ct():
+    series = phantoms.series(Phantom(overrides={"TimezoneOffsetFromUTC": "-0530"}))
+    dataset = read(built(series)[0].data)
+    assert (dataset.StructureSetDate, dataset.StructureSetTime) == ("20260301", "070015")
+    assert dataset.TimezoneOffsetFromUTC == "-0530"
+    assert "TimezoneOffsetFromUTC" not in read(built(phantoms.series())[0].data)
+
+
+def test_each_roi_says_what_it_is_and_who_drew_it():
+    made, segmentation, options = built(phantoms.series())
+    dataset = read(made.data)
+    assert dataset.ApprovalStatus == "UNAPPROVED"
+    assert "Not a medical device" in dataset.StructureSetDescription
+    rows = zip(
+        segmentation.structures,
+        dataset.StructureSetROISequence,
+        dataset.ROIContourSequence,
+        dataset.RTROIObservationsSequence,
+        strict=True,
+    )
+    for found, roi, drawn, observed in rows:
+        assert roi.ROIName == found.structure.name
+        assert roi.ROIGenerationAlgorithm == "AUTOMATIC"
+        assert options.model.sha256[:12] in roi.ROIGenerationDescription
+        (algorithm,) = roi.ROIDerivationAlgorithmIdentificationSequence
+        assert options.model.sha256 in algorithm.AlgorithmParameters
+        assert tuple(drawn.ROIDisplayColor) == found.structure.color
+        assert observed.RTROIInterpretedType == "ORGAN"
+        assert observed.RTROIIdentificationCodeSequence[0].CodeValue == found.structure.code.value
+        assert roi.ROINumber == drawn.ReferencedROINumber == observed.ReferencedROINumber
+
+
+def test_flags_reach_the_person_who_looks_at_the_structure():
+    series = phantoms.series()
+    plain = organs.segmentation(series.volume.planes).structures[-1]
+    flagged = replace(plain, flags=("cut_by_field_of_view",))
+    made = rt_struct.build(series, Segmentation((flagged,), "cpu", {}), organs.options())
+    dataset = read(made.data)
+    assert "cut_by_field_of_view" in dataset.StructureSetROISequence[0].ROIDescription
+    assert "cut_by_field_of_view" in dataset.RTROIObservationsSequence[0].ROIObservationDescription
+
+
+def test_a_structure_that_was_not_found_is_left_out_and_reported():
+    series = phantoms.series()
+    whole = organs.segmentation(series.volume.planes)
+    absent = replace(organs.boxed(np.zeros((1, 1, 1), bool), "SpinalCord", 2), flags=("not_found",))
+    structures = (whole.structures[0], absent, *whole.structures[2:])
+    made = rt_struct.build(series, Segmentation(structures, "cpu", {}), organs.options())
+    assert [report.number for report in made.rois] == [1, None, 3, 4, 5]
+    assert made.rois[1].flags == ("not_found",)
+    assert "SpinalCord" not in [roi.ROIName for roi in read(made.data).StructureSetROISequence]
+
+
+def test_a_series_without_any_structure_is_rejected():
+    empty = Segmentation((organs.boxed(np.zeros((1, 1, 1), bool)),), "cpu", {})
+    with pytest.raises(SeriesRejectedError) as refused:
+        rt_struct.build(phantoms.series(), empty, organs.options())
+    assert refused.value.code == "nothing_found"
+
+
+def test_volumes_follow_each_slices_own_thickness():
+    series = phantoms.series(Phantom(offsets_mm=UNEVEN))
+    slab = organs.structure_map(np.ones((17, 10, 10), bool))
+    # 9 slices of 3 mm, the one at the change of spacing 4.5 mm, 7 of 6 mm; pixels of 4 x 4 mm.
+    expected = (9 * 3 + 4.5 + 7 * 6) * 100 * 16 / 1000
+    assert rt_struct.volume_cm3(slab, series.volume.planes) == pytest.approx(expected)
+
+
+def test_our_own_words_fit_their_elements_and_every_character_set():
+    series = phantoms.series(Phantom(overrides=JAPANESE))
+    model = organs.MODEL.model_copy(update={"name": "Réseau " * 20, "manufacturer": "A\\B " * 40})
+    made, segmentation, options = built(series, model=model, series_description="é" * 64)
+    dataset = read(made.data)
+    assert len(dataset.StructureSetROISequence[0].ROIGenerationDescription) <= 64
+    assert isinstance(dataset.Manufacturer, str)
+    assert len(dataset.Manufacturer) <= 64
+    rt_struct_check.check(made.data, series, segmentation, options)
+
+
+def test_the_file_names_this_program_and_no_other():
+    raw = built(phantoms.series())[0].data
+    assert b"Qurit" not in raw
+    assert b"rt-utils" not in raw
+    assert read(raw).file_meta.TransferSyntaxUID == ImplicitVRLittleEndian
