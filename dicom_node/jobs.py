@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from dicom_node.errors import PermanentError
-from dicom_node.schema import Delivery, Job, Series, Transition
+from dicom_node.schema import Delivery, Instance, Job, Series, Transition
 from dicom_node.states import (
     DELIVERY_SUCCESSES,
     DELIVERY_TRANSITIONS,
@@ -134,28 +134,42 @@ def _keep(session: Session, subject: Subject, from_state: StrEnum | None, at: fl
     session.flush()
 
 
-# --- what reception says -----------------------------------------------------------------------
+# --- what arrives --------------------------------------------------------------------------------
 
 
-def slice_came(session: Session, series: Series, at: float) -> None:
-    """A new instance of the series was committed: it counts, even where the series was taken for complete.
+def reopen_if_late(session: Session, series: Series, at: float) -> bool:
+    """Whether slices came after the series was taken for complete; if so, it is being received again.
 
     A job that has not come to READY waits until the series is complete again, and then contours all
-    of it. From READY on, and after any end, the late slice makes a new revision.
+    of it. From READY on, and after any end, the late slices make a new revision.
     """
-    series.last_instance_at = at
-    if series.state is not SeriesState.COMPLETE:
-        return
+    if series.state is not SeriesState.COMPLETE or series.evidence is None:
+        return False
+    late = instances_of(session, series) - series.evidence["instances"]
+    if late <= 0:
+        return False
     waiting = [job for job in jobs_of_revision(session, series) if job.state in UNFINISHED]
     if not waiting:
         series.revision += 1
     series.completed_at, series.evidence = None, None
-    move(session, series, SeriesState.RECEIVING, at, f"a late slice came; this is revision {series.revision}")
+    move(
+        session,
+        series,
+        SeriesState.RECEIVING,
+        at,
+        f"{late} late slice(s); this is revision {series.revision}",
+    )
     for job in waiting:
         if job.state is JobState.RUNNING:
             move(
-                session, job, JobState.QUEUED, at, "a late slice came: contoured again, with it", "late_slice"
+                session,
+                job,
+                JobState.QUEUED,
+                at,
+                "late slices came: contoured again, with them",
+                "late_slice",
             )
+    return True
 
 
 # --- what the worker says ----------------------------------------------------------------------
@@ -368,6 +382,20 @@ def jobs_of_revision(session: Session, series: Series) -> list[Job]:
     """The jobs of the series' present revision, the newest first."""
     of_revision = select(Job).where(Job.series_id == series.id, Job.revision == series.revision)
     return list(session.scalars(of_revision.order_by(Job.id.desc())))
+
+
+def instances_of(session: Session, series: Series) -> int:
+    """How many different instances of the series are here."""
+    counted = select(func.count()).select_from(Instance).where(Instance.series_id == series.id)
+    return session.scalars(counted).one()
+
+
+def was_asked_for(session: Session, job: Job) -> bool:
+    """Whether a person asked for the job, which no rule then sets aside."""
+    asked = select(Transition.id).where(
+        Transition.subject == "job", Transition.subject_id == job.id, Transition.reason == ASKED_AGAIN
+    )
+    return session.scalars(asked.limit(1)).first() is not None
 
 
 def deliveries_of(session: Session, job: Job) -> list[Delivery]:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from dicom_node.config import Config
+from dicom_node.durable import sync_folder
 from dicom_node.errors import ConfigurationError
 
 KEY_FILE = "hash.key"
@@ -75,8 +76,4 @@ def _make_key(path: Path) -> None:
         pass  # the other process was first: its key counts
     finally:
         draft.unlink()
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    sync_folder(path.parent)

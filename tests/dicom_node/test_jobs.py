@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 from dicom_node import jobs, migrate
 from dicom_node.database import open_engine, reading, transaction
 from dicom_node.jobs import IllegalTransitionError, Model, Result
-from dicom_node.schema import Delivery, Job, Series, Transition
+from dicom_node.schema import Delivery, Instance, Job, Series, Transition
 from dicom_node.states import (
     DELIVERY_TRANSITIONS,
     JOB_TRANSITIONS,
@@ -25,7 +25,7 @@ from dicom_node.states import (
 MODEL = Model("anatomynet-hn", "a" * 64)
 OTHER_MODEL = Model("anatomynet-hn", "b" * 64)
 RESULT = Result("r.dcm", "c" * 64, "2.25.7", {"rois": []}, "5 structures")
-EVIDENCE = {"kind": "quiet", "seconds": 30.0}
+EVIDENCE = {"kind": "quiet", "quiet_s": 30.0, "instances": 0, "associations": 0, "not_released": 0}
 
 
 @pytest.fixture
@@ -49,6 +49,23 @@ def new_series(session: Session, number: int = 1) -> Series:
     )
     jobs.begin(session, series, 1.0, "the first slice came")
     return series
+
+
+def come(session: Session, series: Series) -> None:
+    """One more instance of the series."""
+    session.add(
+        Instance(
+            series_id=series.id,
+            sop_instance_uid="1.2.3",
+            sop_class_uid="1.2",
+            transfer_syntax_uid="1.2",
+            sha256="0" * 64,
+            file="f",
+            size_bytes=1,
+            received_at=1.0,
+            geometry={},
+        )
+    )
 
 
 def completed(session: Session, at: float = 10.0) -> tuple[Series, Job]:
@@ -176,10 +193,12 @@ def test_a_late_slice_before_ready_reopens_the_series_and_the_same_job_contours_
             jobs.start(session, job, 11.0, "begun")
         elif state is JobState.HELD:
             jobs.move(session, job, JobState.HELD, 11.0, "not approved")
-        jobs.slice_came(session, series, 12.0)
+        come(session, series)
+        assert jobs.reopen_if_late(session, series, 12.0)
         assert (series.state, series.revision) == (SeriesState.RECEIVING, 1)
         assert job.state is (JobState.HELD if state is JobState.HELD else JobState.QUEUED)
-        assert jobs.complete(session, series, EVIDENCE, "30 s of quiet", MODEL, 50.0) is job
+        assert jobs.complete(session, series, {**EVIDENCE, "instances": 1}, "quiet", MODEL, 50.0) is job
+        assert not jobs.reopen_if_late(session, series, 51.0)
 
 
 @pytest.mark.parametrize("end", ["ready", "sent", "rejected", "cancelled"])
@@ -197,7 +216,8 @@ def test_a_late_slice_from_ready_on_makes_a_revision_that_names_its_predecessor(
         elif end != "sent":
             jobs.move(session, job, JobState(end.upper()), 12.0, "why")
         before = job.state
-        jobs.slice_came(session, series, 20.0)
+        come(session, series)
+        assert jobs.reopen_if_late(session, series, 20.0)
         later = jobs.complete(session, series, EVIDENCE, "30 s of quiet", MODEL, 60.0)
         assert (series.revision, later.revision, later.state) == (2, 2, JobState.QUEUED)
         assert later.id != job.id

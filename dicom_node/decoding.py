@@ -1,0 +1,141 @@
+"""Slices are decoded while they arrive, so that only the last ones are left when the series is complete.
+
+Owns the open builders of series that are still being received, and their bounds.
+Speaks spool files in, `SeriesBuilder` out.
+Never keeps more than its bounds: what was given up is decoded when its job runs, from the spool.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from dicom_node import logs
+from dicom_node.ct_series import SeriesBuilder
+from dicom_node.ct_slice import read_slice
+from dicom_node.errors import PermanentError, SeriesRejectedError, TransientError
+
+MAX_OPEN = 4
+MAX_BYTES = 1 << 30
+THREADS = 2
+
+log = logs.get(__name__)
+
+
+class SpoolFileLostError(PermanentError):
+    """A file that was received and fsynced is not there any more: somebody removed it."""
+
+
+class SpoolUnreadableError(TransientError):
+    """The disk did not give a received file back this time."""
+
+
+@dataclass(frozen=True)
+class Spooled:
+    """A received instance: its row's number, which grows with each one, and its file."""
+
+    id: int
+    file: Path
+
+
+@dataclass
+class _Open:
+    builder: SeriesBuilder = field(default_factory=SeriesBuilder)
+    decoded_to: int = 0
+    size_bytes: int = 0
+
+
+class Decoder:
+    """The builders of the series that arrive now.
+
+    One thread calls it; it decodes in several. Series are named by their row's number.
+    """
+
+    def __init__(self, max_open: int = MAX_OPEN, max_bytes: int = MAX_BYTES) -> None:
+        self._max_open = max_open
+        self._max_bytes = max_bytes
+        self._open: dict[int, _Open] = {}
+        self._given_up: set[int] = set()
+        self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="decode")
+
+    def close(self) -> None:
+        """End the threads."""
+        self._pool.shutdown()
+
+    @property
+    def size_bytes(self) -> int:
+        """HU held by open builders."""
+        return sum(one.size_bytes for one in self._open.values())
+
+    @property
+    def open_series(self) -> int:
+        """How many builders are open."""
+        return len(self._open)
+
+    def decoded_to(self, series: int) -> int | None:
+        """The number of the last instance that was decoded ahead; None where the series was given up."""
+        if series in self._given_up:
+            return None
+        return self._open[series].decoded_to if series in self._open else 0
+
+    def ahead(self, series: int, instances: Sequence[Spooled]) -> None:
+        """Decode what has arrived. What goes wrong here is found again, and told, when the job runs."""
+        try:
+            self._decode(series, instances)
+        except Exception as problem:
+            log.warning("a series is not decoded ahead", series=series, exc_info=problem)
+            self._give_up(series)
+        self._keep_within_bounds(series)
+
+    def whole(self, series: int, instances: Sequence[Spooled]) -> SeriesBuilder:
+        """The builder with all of the series in it; only what was not decoded ahead is left to do.
+
+        Raises:
+            SpoolFileLostError, SpoolUnreadableError: a file is not there, or cannot be read now.
+        """
+        self._given_up.discard(series)
+        decoded_to = self._open[series].decoded_to if series in self._open else 0
+        try:
+            self._decode(series, [instance for instance in instances if instance.id > decoded_to])
+        except FileNotFoundError as problem:
+            self.forget(series)
+            reason = "a received slice is not in the spool any more; push the series again to a new spool"
+            raise SpoolFileLostError(reason) from problem
+        except OSError as problem:
+            self.forget(series)
+            raise SpoolUnreadableError(f"the spool cannot be read: {problem.strerror}") from problem
+        return self._open[series].builder
+
+    def forget(self, series: int) -> None:
+        """The series is done with."""
+        self._open.pop(series, None)
+        self._given_up.discard(series)
+
+    def _decode(self, series: int, instances: Sequence[Spooled]) -> None:
+        one = self._open.setdefault(series, _Open())
+        self._open[series] = self._open.pop(series)  # the last touched is the last to be given up
+        for size in self._pool.map(lambda instance: _place(one.builder, instance.file), instances):
+            one.size_bytes += size
+        one.decoded_to = max([one.decoded_to, *(instance.id for instance in instances)])
+
+    def _keep_within_bounds(self, current: int) -> None:
+        while len(self._open) > self._max_open or self.size_bytes > self._max_bytes:
+            others = [series for series in self._open if series != current]
+            self._give_up(others[0] if others else current)
+
+    def _give_up(self, series: int) -> None:
+        self._open.pop(series, None)
+        self._given_up.add(series)
+
+
+def _place(builder: SeriesBuilder, file: Path) -> int:
+    """Decode one file into the builder; the bytes of its HU."""
+    try:
+        piece = read_slice(file)
+    except SeriesRejectedError as refusal:
+        builder.refuse(refusal)
+        return 0
+    builder.add(piece)
+    return piece.hu.nbytes

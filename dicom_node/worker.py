@@ -1,0 +1,365 @@
+"""The worker: the order of things, from received slices to an RT-STRUCT that is ready to be sent.
+
+Owns recovery at the start, which job runs next, and what becomes of it.
+Speaks to every other room; the only module that knows their order.
+Never runs two jobs at once, never sends an unapproved model's result, and never ends a job without a reason.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+
+from sqlalchemy import Engine, select
+from sqlalchemy.exc import OperationalError
+from sqlalchemy.orm import Session
+
+from dicom_node import contouring, jobs, logs, scu, siblings
+from dicom_node.assembly import Assembler, spooled
+from dicom_node.config import Config
+from dicom_node.contouring import Contoured
+from dicom_node.ct_series import CtSeries
+from dicom_node.database import ChangeWatch, reading, transaction
+from dicom_node.decoding import Decoder
+from dicom_node.deliverer import Deliverer
+from dicom_node.durable import write_durably
+from dicom_node.errors import AnatomyNodeError, SeriesRejectedError, TransientError
+from dicom_node.jobs import Model, Result
+from dicom_node.peer_count import PeerCounts
+from dicom_node.schema import Job, Series
+from dicom_node.siblings import Wait, Yield
+from dicom_node.states import JobState, SeriesState
+from dicom_node.worker_figures import Heartbeat, WorkerFigures
+from inference.segmenter import Segmenter
+from models.card import ModelPackage
+
+POLL_S = 0.1
+MAX_CRASHES = 5
+"""After so many deaths under one job it fails. A power cut counts too, so fewer would be too few."""
+AFTER_TROUBLE_S = 1.0
+"""How long the worker rests when the disk under the database does not answer."""
+
+log = logs.get(__name__)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One try at a job; `attempt` tells it from an earlier one that late slices have overtaken."""
+
+    job_id: int
+    series_id: int
+    attempt: int
+    created_at: float
+    predecessor_sop_instance_uid: str | None
+
+
+class Worker:
+    """Contours what is complete, one job at a time, and has it sent.
+
+    Everything that must outlive a crash is in the database and the spool: what a new worker finds there
+    is all that it needs to go on.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        engine: Engine,
+        segmenter_factory: Callable[[ModelPackage], Segmenter],
+        clock: Callable[[], float],
+    ) -> None:
+        """Read the model package and load the network.
+
+        Args:
+            config: the node's.
+            engine: on a migrated database.
+            segmenter_factory: makes the network of a package; `contouring.segmenter_of` does.
+            clock: UTC epoch seconds.
+
+        Raises:
+            ConfigurationError: the package or the device cannot be used.
+        """
+        self._config = config
+        self._engine = engine
+        self._clock = clock
+        self._package = contouring.package_of(config.model)
+        self._segmenter = segmenter_factory(self._package)
+        description = self._package.description
+        self._model = Model(description.name, description.sha256)
+        self._decoder = Decoder()
+        self._peer_counts = _peer_counts(config)
+        self._assembler = Assembler(config, engine, clock, self._model, self._decoder, self._peer_counts)
+        self._deliverer = Deliverer(config, engine, clock)
+        self._figures = WorkerFigures(clock())
+        self._figures.put(
+            device=self._segmenter.device,
+            model={
+                "name": description.name,
+                "version": description.version,
+                "sha256": description.sha256,
+                "approved": self._is_approved,
+            },
+        )
+
+    @property
+    def _is_approved(self) -> bool:
+        return self._config.model.approved_sha256 == self._model.sha256
+
+    def run(
+        self,
+        stop: threading.Event,
+        ready: Callable[[], None] = lambda: None,
+        alive: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Work until `stop` is set; the job that runs then is finished first.
+
+        Args:
+            stop: set by the caller, such as on SIGTERM.
+            ready: called once the network is warm and the work begins.
+            alive: called every second while the worker makes progress.
+        """
+        with ExitStack() as at_end:
+            at_end.callback(self.close)
+            warm_up_seconds = self._segmenter.warm_up()
+            self._figures.put(warm_up_seconds=warm_up_seconds)
+            log.info("network is warm", device=self._segmenter.device, seconds=round(warm_up_seconds, 3))
+            self.recover()
+            watch = ChangeWatch(self._engine)
+            at_end.callback(watch.close)
+            heartbeat = Heartbeat(self._engine, self._figures, self._clock, alive)
+            heartbeat.start()
+            at_end.callback(heartbeat.stop)
+            self._deliverer.start()
+            at_end.callback(self._deliverer.stop)
+            ready()
+            while not stop.is_set():
+                self._wait(stop, watch, self._step_or_rest(stop))
+
+    def close(self) -> None:
+        """End the threads of decoding and asking."""
+        self._decoder.close()
+        if self._peer_counts is not None:
+            self._peer_counts.close()
+
+    def recover(self) -> None:
+        """What runs by the database does not run: the worker has just started."""
+        with transaction(self._engine) as session:
+            recovered = [(job.id, job.state) for job in jobs.recover(session, MAX_CRASHES, self._clock())]
+        for job_id, state in recovered:
+            log.warning("the worker ended under a job", job=job_id, state=state)
+
+    def step(self) -> float:
+        """Do everything that is due now, at most one job; when time alone will make more due."""
+        self._figures.progress(self._clock())
+        look_again_at = self._assembler.step()
+        self._figures.put(open_series=self._decoder.open_series, open_series_bytes=self._decoder.size_bytes)
+        run, job_look_again_at = self._next_run()
+        if run is None:
+            return min(look_again_at, job_look_again_at)
+        self._contour(run)
+        return self._clock()
+
+    def _step_or_rest(self, stop: threading.Event) -> float:
+        """A step; where the database cannot be written, such as on a full disk, a rest and another try."""
+        try:
+            return self.step()
+        except OperationalError as problem:
+            log.error("the database cannot be used now", exc_info=problem)
+            stop.wait(AFTER_TROUBLE_S)
+            self._give_back_interrupted()
+            return self._clock()
+
+    def _give_back_interrupted(self) -> None:
+        """Requeue the job whose outcome could not be written; nothing runs while this does."""
+        try:
+            with transaction(self._engine) as session:
+                for job in session.scalars(select(Job).where(Job.state == JobState.RUNNING)):
+                    now = self._clock()
+                    jobs.postpone(session, job, "the database could not be written", now, now)
+        except OperationalError as problem:
+            log.error("the database still cannot be used", exc_info=problem)
+
+    def _wait(self, stop: threading.Event, watch: ChangeWatch, look_again_at: float) -> None:
+        """Until something was committed by anybody, or time has made something due."""
+        while not stop.is_set() and not watch.changed() and self._clock() < look_again_at:
+            self._figures.progress(self._clock())
+            stop.wait(POLL_S)
+
+    # --- which job ---------------------------------------------------------------------------------
+
+    def _next_run(self) -> tuple[Run | None, float]:
+        """Start the oldest job that may run; else when to look again."""
+        look_again_at = math.inf
+        with reading(self._engine) as session:
+            queued = self._queued(session)
+        for job_id in queued:
+            with transaction(self._engine) as session:
+                job, now = session.get_one(Job, job_id), self._clock()
+                if job.state is not JobState.QUEUED:
+                    continue
+                if job.not_before is not None and now < job.not_before:
+                    look_again_at = min(look_again_at, job.not_before)
+                    continue
+                if self._is_set_aside(session, job, now):
+                    continue
+                spacing_mm = self._package.description.input.spacing_mm[0]
+                match siblings.judge(session, job, self._config, spacing_mm, now):
+                    case Wait(until):
+                        look_again_at = min(look_again_at, until)
+                    case Yield(reason):
+                        jobs.move(session, job, JobState.IGNORED, now, reason, "other_reconstruction")
+                    case None:
+                        return self._start(session, job, now), now
+        return None, look_again_at
+
+    @staticmethod
+    def _queued(session: Session) -> list[int]:
+        """Jobs of complete series, those first that never killed a worker, then by age."""
+        return list(
+            session.scalars(
+                select(Job.id)
+                .join(Series, Series.id == Job.series_id)
+                .where(Job.state == JobState.QUEUED, Series.state == SeriesState.COMPLETE)
+                .order_by(Job.attempts, Job.created_at, Job.id)
+            )
+        )
+
+    def _is_set_aside(self, session: Session, job: Job, now: float) -> bool:
+        """Whether the job is for an earlier revision or another model, or the model may not send."""
+        series = session.get_one(Series, job.series_id)
+        if job.revision != series.revision:
+            reason = f"revision {series.revision} of the series has taken the place of {job.revision}"
+            jobs.move(session, job, JobState.CANCELLED, now, reason, "later_revision")
+            return True
+        if job.model_sha256 != self._model.sha256:
+            reason = f"made for model {job.model_sha256}; this node now runs {self._model.sha256}"
+            jobs.move(session, job, JobState.CANCELLED, now, reason, "model_exchanged")
+            jobs.ensure_job(session, series, self._model, now, "contoured by the model that runs now")
+            return True
+        if self._is_approved:
+            return False
+        approved = self._config.model.approved_sha256 or "not set"
+        reason = (
+            f"model {self._model.name} has the sha256 {self._model.sha256}, but model.approved_sha256 is "
+            f"{approved}: have a physicist commission it, set model.approved_sha256 to it, restart, and "
+            f"run `anatomynode jobs release {job.id}`"
+        )
+        jobs.move(session, job, JobState.HELD, now, reason, "model_not_approved")
+        log.warning("held: the model is not approved", job=job.id, sha256=self._model.sha256)
+        return True
+
+    def _start(self, session: Session, job: Job, now: float) -> Run:
+        jobs.start(session, job, now, f"contouring begins on {self._segmenter.device}")
+        return Run(job.id, job.series_id, job.attempts, job.created_at, job.predecessor_sop_instance_uid)
+
+    # --- one job -----------------------------------------------------------------------------------
+
+    def _contour(self, run: Run) -> None:
+        """Contour one series, and record what became of it."""
+        self._figures.put(running_job=run.job_id)
+        with logs.bound(job=run.job_id):
+            try:
+                contoured = self._contoured(run)
+                result = self._kept(contoured)
+            except OperationalError:
+                raise  # the database's trouble, not the job's
+            except Exception as problem:  # the class decides; what is not ours is a bug, and told as one
+                self._end_badly(run, problem)
+            else:
+                self._end_well(run, result)
+            finally:
+                self._figures.put(running_job=None)
+        self._decoder.forget(run.series_id)
+
+    def _contoured(self, run: Run) -> Contoured:
+        watch = contouring.Stopwatch()
+        with watch.stage("decode"):
+            series = self._series(run.series_id)
+        created_at = datetime.fromtimestamp(run.created_at, UTC)
+        options = contouring.options_of(self._config, self._package.description, created_at)
+        options = replace(options, predecessor_sop_instance_uid=run.predecessor_sop_instance_uid)
+        done = contouring.contour(series, self._segmenter, options)
+        seconds = {stage: round(value, 4) for stage, value in {**watch.seconds, **done.seconds}.items()}
+        return replace(done, report={**done.report, "seconds": seconds}, seconds=seconds)
+
+    def _series(self, series_id: int) -> CtSeries:
+        with reading(self._engine) as session:
+            instances = spooled(session, self._config.storage.spool, series_id)
+        return self._decoder.whole(series_id, instances).build(self._config.series.min_slices)
+
+    def _kept(self, contoured: Contoured) -> Result:
+        """The result after its bytes are fsynced; the same bytes have the same name."""
+        data = contoured.rt_struct.data
+        sha256 = hashlib.sha256(data).hexdigest()
+        file = f"{sha256}.dcm"
+        try:
+            write_durably(self._config.storage.results / file, data)
+        except OSError as problem:
+            reason = f"the RT-STRUCT cannot be written to the results folder: {problem.strerror}"
+            raise TransientError(reason) from problem
+        found = [roi.name for roi in contoured.rt_struct.rois if roi.contours]
+        return Result(
+            file=file,
+            sha256=sha256,
+            sop_instance_uid=contoured.rt_struct.sop_instance_uid,
+            report=contoured.report,
+            in_words=f"contoured and checked: {', '.join(found) or 'no structure found'}",
+        )
+
+    def _end_well(self, run: Run, result: Result) -> None:
+        destinations = [destination.name for destination in self._config.destinations]
+        with self._ending(run) as (session, job, now):
+            if job is None:
+                return
+            jobs.finish(session, job, result, destinations, now)
+        self._deliverer.wake()
+        log.info("contoured", sop_instance_uid=result.sop_instance_uid, seconds=result.report["seconds"])
+
+    def _end_badly(self, run: Run, problem: Exception) -> None:
+        """The class of the error decides what becomes of the job."""
+        with self._ending(run) as (session, job, now):
+            if job is None:
+                return
+            match problem:
+                case SeriesRejectedError():
+                    jobs.move(session, job, JobState.REJECTED, now, problem.reason, problem.code)
+                    log.info("rejected", code=problem.code, reason=problem.reason)
+                case TransientError():
+                    jobs.postpone(session, job, problem.reason, now + self._delay_s(run), now)
+                    log.warning("postponed", reason=problem.reason)
+                case AnatomyNodeError():
+                    jobs.fail(session, job, problem.reason, "permanent", now, logs.describe(problem))
+                    log.error("failed", reason=problem.reason)
+                case _:
+                    reason = f"an error of this program: {type(problem).__name__}; its traceback is kept"
+                    jobs.fail(session, job, reason, "bug", now, logs.describe(problem))
+                    log.error("failed by a bug", exc_info=problem)
+
+    @contextmanager
+    def _ending(self, run: Run) -> Iterator[tuple[Session, Job | None, float]]:
+        """The transaction that ends a run; no job where late slices or a person have overtaken it."""
+        with transaction(self._engine) as session:
+            job, now = session.get_one(Job, run.job_id), self._clock()
+            jobs.reopen_if_late(session, session.get_one(Series, run.series_id), now)
+            overtaken = job.state is not JobState.RUNNING or job.attempts != run.attempt
+            if overtaken:
+                log.info("the run is overtaken; its outcome is dropped", state=job.state)
+            yield session, None if overtaken else job, now
+
+    def _delay_s(self, run: Run) -> float:
+        retry = self._config.retry
+        return min(retry.first_delay_s * 2.0 ** min(run.attempt - 1, 20), retry.max_delay_s)
+
+
+def _peer_counts(config: Config) -> PeerCounts | None:
+    """Who is asked by C-FIND; None where nobody is."""
+    source = config.series.query_source
+    if source is None:
+        return None
+    destination = next(one for one in config.destinations if one.name == source)
+    calling = destination.calling_ae_title or config.listener.ae_title
+    return PeerCounts(lambda study, series: scu.count_instances(destination, calling, study, series))

@@ -1,0 +1,387 @@
+"""The worker brings every received series to its end, once, whatever happens in between."""
+
+import errno
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import Engine, select
+
+from dicom_node import jobs, migrate
+from dicom_node import worker as worker_module
+from dicom_node.config import Config
+from dicom_node.database import open_engine, reading, transaction
+from dicom_node.errors import PermanentError, TransientError
+from dicom_node.schema import Delivery, Job, Series, WorkerStatus
+from dicom_node.states import DeliveryState, JobState, SeriesState
+from dicom_node.worker import Worker
+from dicom_node.worker_figures import Heartbeat
+from tests.node_fixtures import BoxSegmenter, configuration, receive, write_package
+from tests.phantoms import Phantom
+
+PHANTOM = Phantom()
+SECRET = "Doe^Jane"
+
+
+@dataclass
+class Node:
+    """A worker on a real database, with a clock that the test sets."""
+
+    config: Config
+    engine: Engine
+    now: float = 1000.0
+    problem: Exception | None = None
+    segmenters: list[BoxSegmenter] = field(default_factory=list)
+    workers: list[Worker] = field(default_factory=list)
+
+    def clock(self) -> float:
+        return self.now
+
+    def worker(self) -> Worker:
+        def make(package: Any) -> Any:
+            self.segmenters.append(BoxSegmenter(package, self.problem))
+            return self.segmenters[-1]
+
+        self.workers.append(Worker(self.config, self.engine, make, self.clock))
+        return self.workers[-1]
+
+    def receive(self, phantom: Phantom = PHANTOM, **how: Any) -> None:
+        receive(self.engine, self.config, phantom, self.now, **how)
+
+    def jobs(self) -> list[Job]:
+        with reading(self.engine) as session:
+            return list(session.scalars(select(Job).order_by(Job.id)))
+
+    def job(self) -> Job:
+        (only,) = self.jobs()
+        return only
+
+    def series(self) -> Series:
+        with reading(self.engine) as session:
+            return session.scalars(select(Series).order_by(Series.id)).one()
+
+    def deliveries(self) -> list[Delivery]:
+        with reading(self.engine) as session:
+            return list(session.scalars(select(Delivery).order_by(Delivery.id)))
+
+    def result(self) -> bytes:
+        return (self.config.storage.results / str(self.job().rt_struct_file)).read_bytes()
+
+    def store_all(self) -> None:
+        with transaction(self.engine) as session:
+            pending = select(Delivery).where(Delivery.state == DeliveryState.PENDING)
+            for delivery in session.scalars(pending):
+                jobs.delivery_stored(session, delivery, 0x0000, "success", self.now)
+
+
+@pytest.fixture
+def make_node(tmp_path: Path) -> Iterator[Callable[..., Node]]:
+    nodes: list[Node] = []
+
+    def make(approved: bool = True, **changes: Any) -> Node:
+        sha256 = write_package(tmp_path / "packages")
+        config = configuration(tmp_path, sha256 if approved else None, **changes)
+        migrate.upgrade(config.storage.database)
+        nodes.append(Node(config, open_engine(config.storage.database)))
+        return nodes[-1]
+
+    yield make
+    for node in nodes:
+        for worker in node.workers:
+            worker.close()
+        node.engine.dispose()
+
+
+@pytest.fixture
+def node(make_node: Callable[..., Node]) -> Node:
+    return make_node()
+
+
+def test_a_released_series_is_contoured_after_its_grace_and_its_result_is_there_to_be_sent(
+    node: Node,
+) -> None:
+    worker = node.worker()
+    node.receive()
+    assert worker.step() == pytest.approx(1002.0)
+    assert node.jobs() == []
+    node.now = 1002.0
+    worker.step()
+    job, series, (delivery,) = node.job(), node.series(), node.deliveries()
+    assert (job.state, job.created_at, series.state) == (JobState.READY, 1002.0, SeriesState.COMPLETE)
+    assert (series.evidence or {})["kind"] == "association"
+    assert (delivery.destination, delivery.state) == ("pacs", DeliveryState.PENDING)
+    assert node.result()[128:132] == b"DICM"
+    assert (job.report or {})["rois"][0]["name"] == "Brainstem"
+    assert {"decode", "forward", "rt_struct", "check"} <= (job.report or {})["seconds"].keys()
+
+
+def test_slices_are_decoded_while_they_arrive(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    worker = node.worker()
+    for index in range(24):
+        node.receive(which=[index], outcome=None)
+        worker.step()
+    read: list[Path] = []
+    monkeypatch.setattr("dicom_node.decoding.read_slice", read.append)
+    node.now += 31.0
+    worker.step()
+    assert node.job().state is JobState.READY
+    assert read == []
+
+
+def test_the_same_job_gives_the_same_bytes_after_a_crash_between_result_and_commit(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class PulledPlugError(BaseException):
+        pass
+
+    def pull(*_: Any) -> None:
+        raise PulledPlugError
+
+    node.receive()
+    node.now += 2.0
+    with monkeypatch.context() as patch:
+        patch.setattr(jobs, "finish", pull)
+        with pytest.raises(PulledPlugError):
+            node.worker().step()
+    assert node.job().state is JobState.RUNNING
+    (before,) = node.config.storage.results.iterdir()
+    node.now += 100.0
+    restarted = node.worker()
+    restarted.recover()
+    assert node.job().state is JobState.QUEUED
+    restarted.step()
+    assert (node.job().state, node.job().attempts) == (JobState.READY, 2)
+    (after,) = node.config.storage.results.iterdir()
+    assert after == before
+
+
+@pytest.mark.parametrize(
+    ("problem", "state", "code"),
+    [
+        (TransientError("the device is busy"), JobState.QUEUED, "transient"),
+        (PermanentError("never"), JobState.FAILED, "permanent"),
+        (ValueError(SECRET), JobState.FAILED, "bug"),
+        (MemoryError(), JobState.FAILED, "bug"),
+    ],
+)
+def test_the_class_of_an_error_decides_the_fate_of_the_job(
+    node: Node, problem: Exception, state: JobState, code: str
+) -> None:
+    node.problem = problem
+    worker = node.worker()
+    node.receive()
+    node.now += 2.0
+    worker.step()
+    job = node.job()
+    assert (job.state, job.reason_code) == (state, code)
+    assert SECRET not in f"{job.reason}{job.traceback}"
+    if state is JobState.FAILED:
+        assert "segment" in (job.traceback or "")
+
+
+def test_a_transient_failure_is_tried_again_after_its_delay(node: Node) -> None:
+    node.problem = TransientError("the device is busy")
+    worker = node.worker()
+    node.receive()
+    node.now += 2.0
+    worker.step()
+    assert worker.step() == pytest.approx(1007.0)
+    assert node.job().attempts == 1
+    node.segmenters[0].problem = None
+    node.now = 1007.0
+    worker.step()
+    assert node.job().state is JobState.READY
+
+
+def test_a_full_disk_postpones_the_job(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    worker = node.worker()
+    node.receive()
+    node.now += 2.0
+    with monkeypatch.context() as patch:
+        patch.setattr(worker_module, "write_durably", full)
+        worker.step()
+    assert node.job().state is JobState.QUEUED
+    assert "No space left" in (node.job().reason or "")
+    node.now += 5.0
+    worker.step()
+    assert node.job().state is JobState.READY
+
+
+def test_a_series_that_is_not_ours_to_contour_is_rejected_with_its_reason(node: Node) -> None:
+    worker = node.worker()
+    node.receive(which=[*range(9), *range(10, 24)])
+    node.now += 31.0
+    worker.step()
+    job = node.job()
+    assert (job.state, job.reason_code) == (JobState.REJECTED, "missing_slice")
+    assert node.segmenters[0].runs == 0
+
+
+def test_an_unapproved_model_sends_nothing_and_says_what_to_do(make_node: Callable[..., Node]) -> None:
+    node = make_node(approved=False)
+    worker = node.worker()
+    node.receive()
+    node.now += 2.0
+    worker.step()
+    job = node.job()
+    assert (job.state, job.reason_code) == (JobState.HELD, "model_not_approved")
+    assert job.model_sha256 in (job.reason or "")
+    assert f"jobs release {job.id}" in (job.reason or "")
+    assert (node.segmenters[0].runs, node.deliveries()) == (0, [])
+    with transaction(node.engine) as session:
+        jobs.release(session, session.get_one(Job, job.id), node.now)
+    approved = {**node.config.model.model_dump(), "approved_sha256": job.model_sha256}
+    node.config = Config.model_validate({**node.config.model_dump(), "model": approved})
+    node.worker().step()
+    assert node.job().state is JobState.READY
+
+
+def test_late_slices_during_the_run_drop_its_outcome_and_all_are_contoured(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = node.worker()
+    node.receive(which=range(20))
+    node.now += 2.0
+    contour = worker_module.contouring.contour
+
+    def meanwhile(*arguments: Any) -> Any:
+        monkeypatch.undo()
+        node.receive(which=range(20, 24))
+        return contour(*arguments)
+
+    monkeypatch.setattr(worker_module.contouring, "contour", meanwhile)
+    worker.step()
+    assert (node.job().state, node.series().state) == (JobState.QUEUED, SeriesState.RECEIVING)
+    assert node.deliveries() == []
+    node.now += 30.0
+    worker.step()
+    assert (node.job().state, node.job().revision) == (JobState.READY, 1)
+    assert (node.series().evidence or {})["instances"] == 24
+
+
+def test_late_slices_after_the_end_make_a_revision_that_names_its_predecessor(node: Node) -> None:
+    worker = node.worker()
+    node.receive(which=range(20))
+    node.now += 2.0
+    worker.step()
+    node.store_all()
+    node.receive(which=range(20, 24))
+    worker.step()
+    assert node.series().revision == 2
+    node.now += 30.0
+    worker.step()
+    first, second = node.jobs()
+    assert (first.state, second.state) == (JobState.SENT, JobState.READY)
+    assert second.predecessor_sop_instance_uid == first.sop_instance_uid != second.sop_instance_uid
+
+
+def test_the_same_slices_pushed_again_send_the_stored_result_once(node: Node) -> None:
+    worker = node.worker()
+    node.receive()
+    node.now += 2.0
+    worker.step()
+    node.store_all()
+    before = node.result()
+    node.now += 100.0
+    node.receive()
+    worker.step()
+    assert node.job().state is JobState.SENT
+    node.now += 2.0
+    worker.step()
+    worker.step()
+    assert node.job().state is JobState.READY
+    assert [delivery.state for delivery in node.deliveries()] == [DeliveryState.PENDING]
+    node.store_all()
+    worker.step()
+    assert node.job().state is JobState.SENT
+    assert (node.result(), node.segmenters[0].runs) == (before, 1)
+
+
+def test_of_two_reconstructions_of_one_scan_only_the_better_is_contoured(node: Node) -> None:
+    worker = node.worker()
+    sharp = PHANTOM.but(series="2", overrides={"ConvolutionKernel": "B70f", "SeriesDescription": "Bone 3.0"})
+    node.receive(sharp)
+    node.receive(outcome=None)  # still on its way
+    node.now += 2.0
+    worker.step()
+    assert [job.state for job in node.jobs()] == [JobState.QUEUED]  # waits for the sibling
+    node.now += 28.0
+    worker.step()
+    worker.step()
+    by_state = {job.state: job for job in node.jobs()}
+    assert by_state.keys() == {JobState.IGNORED, JobState.READY}
+    assert "soft-tissue kernel" in (by_state[JobState.IGNORED].reason or "")
+    with transaction(node.engine) as session:
+        jobs.retry(session, session.get_one(Job, by_state[JobState.IGNORED].id), node.now)
+    worker.step()
+    assert [job.state for job in node.jobs()] == [JobState.READY, JobState.READY]  # a person's word counts
+
+
+def test_a_localizer_beside_the_series_is_not_waited_for(node: Node) -> None:
+    worker = node.worker()
+    node.receive(PHANTOM.but(series="9", offsets_mm=(0.0, 3.0)))
+    node.receive()
+    node.now += 2.0
+    worker.step()
+    assert [job.state for job in node.jobs()] == [JobState.READY]
+
+
+def test_a_spool_file_that_somebody_removed_fails_the_job(node: Node) -> None:
+    worker = node.worker()
+    node.receive()
+    next(node.config.storage.spool.iterdir()).unlink()
+    node.now += 2.0
+    worker.step()
+    assert node.job().state is JobState.FAILED
+    assert "not in the spool" in (node.job().reason or "")
+
+
+def test_the_source_is_asked_how_many_there_are(
+    make_node: Callable[..., Node], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dicom_node.scu.count_instances", lambda *_: 24)
+    node = make_node(series={"min_slices": 10, "query_source": "pacs"})
+    worker = node.worker()
+    node.receive(outcome="aborted")
+    node.now += 2.0
+    for _ in range(200):
+        node.now += 0.01
+        worker.step()
+        if node.jobs():
+            break
+    assert (node.series().evidence or {})["kind"] == "query"
+
+
+def test_a_job_of_another_model_gives_way_to_one_of_this(node: Node) -> None:
+    node.receive()
+    node.now += 2.0
+    worker = node.worker()
+    with transaction(node.engine) as session:
+        series = session.scalars(select(Series)).one()
+        evidence = {"kind": "quiet", "instances": 24}
+        jobs.complete(session, series, evidence, "quiet", jobs.Model("old", "f" * 64), node.now)
+    worker.step()
+    worker.step()
+    assert [job.state for job in node.jobs()] == [JobState.CANCELLED, JobState.READY]
+
+
+def test_the_heartbeat_tells_the_figures_and_stops_when_the_worker_hangs(node: Node) -> None:
+    worker = node.worker()
+    worker.step()
+    beats: list[float] = []
+    heart = Heartbeat(node.engine, worker._figures, node.clock, lambda: beats.append(node.now))
+    heart.beat()
+    with reading(node.engine) as session:
+        status = session.get_one(WorkerStatus, 1)
+    assert status.heartbeat_at == node.now
+    assert status.figures["device"] == "cpu"
+    assert status.figures["model"]["approved"] is True
+    assert status.figures["peak_memory_bytes"] > 10_000_000
+    node.now += 61.0
+    heart.beat()
+    assert beats == [1000.0]

@@ -1,0 +1,190 @@
+"""What tests of the worker share: a model package, a network that needs no ONNX, and received series.
+
+Owns the stand-ins for reception and inference.
+Speaks the real database, spool files and model card.
+Never decides anything that the product decides.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from sqlalchemy import Engine, select
+from sqlalchemy.orm import Session
+
+from dicom_node.config import Config
+from dicom_node.database import transaction
+from dicom_node.keyed_hash import KeyedHash
+from dicom_node.schema import Arrival, Association, Instance, Series
+from dicom_node.states import SeriesState
+from inference.segmentation import Segmentation, StructureMap
+from inference.volume import Volume
+from models.card import ModelPackage
+from tests import phantoms
+from tests.phantoms import Phantom
+
+HASHED = KeyedHash(b"0123456789abcdef")
+
+
+def write_package(folder: Path) -> str:
+    """A model package `test-model` in `folder`; the sha256 of its `.onnx`."""
+    package = folder / "test-model"
+    package.mkdir(parents=True)
+    (package / "model.onnx").write_bytes(b"no network")
+    sha256 = hashlib.sha256(b"no network").hexdigest()
+    card = {
+        "name": "test-model",
+        "version": "1",
+        "sha256": sha256,
+        "summary": "A box in the middle.",
+        "licence": "Apache-2.0",
+        "attributions": [],
+        "input": {
+            "spacing_mm": [3.0, 4.0, 4.0],
+            "window": {"lower_hu": -200, "upper_hu": 800},
+            "max_extent_mm": [400.0, 400.0, 400.0],
+        },
+        "structures": [
+            {
+                "name": "Brainstem",
+                "channel": 1,
+                "color": [0, 255, 0],
+                "code": {"value": "15926001", "meaning": "Brainstem"},
+                "volume_cm3": [1.0, 1000.0],
+            }
+        ],
+    }
+    (package / "model.yaml").write_text(yaml.safe_dump(card), encoding="utf-8")
+    return sha256
+
+
+class BoxSegmenter:
+    """Finds a box in the middle of every volume, or raises what it was given."""
+
+    device = "cpu"
+
+    def __init__(self, package: ModelPackage, problem: Exception | None = None) -> None:
+        self._structure = package.description.structures[0]
+        self.problem = problem
+        self.runs = 0
+
+    def warm_up(self) -> float:
+        return 0.0
+
+    def segment(self, volume: Volume) -> Segmentation:
+        self.runs += 1
+        if self.problem is not None:
+            raise self.problem
+        slices, rows, columns = volume.hu.shape
+        probability = np.zeros((8, 12, 12), np.float32)
+        probability[1:-1, 1:-1, 1:-1] = 1.0
+        start = (slices // 2 - 4, rows // 2 - 6, columns // 2 - 6)
+        box = StructureMap(self._structure, start, probability, 0.5, 1.0, ())
+        return Segmentation((box,), "cpu", {"preprocess": 0.0, "forward": 0.0, "postprocess": 0.0})
+
+
+def configuration(folder: Path, package_sha256: str | None, **changes: Any) -> Config:
+    """A node in `folder` with the test model and one destination; times as in production."""
+    return Config.model_validate(
+        {
+            "peers": [],
+            "storage": {"folder": folder},
+            "series": {"min_slices": 10},
+            "model": {
+                "package": "test-model",
+                "folder": folder / "packages",
+                "approved_sha256": package_sha256,
+            },
+            "inference": {"device": "cpu", "allow_cpu": True},
+            "destinations": [{"name": "pacs", "host": "127.0.0.1", "port": 1, "ae_title": "PACS"}],
+            "hash_key": "0123456789abcdef",
+            **changes,
+        }
+    )
+
+
+def open_association(session: Session, at: float) -> Association:
+    """A peer was let in."""
+    association = Association(
+        calling_ae_title="SCANNER", called_ae_title="ANATOMYNODE", peer_address="127.0.0.1", opened_at=at
+    )
+    session.add(association)
+    session.flush()
+    return association
+
+
+def receive(
+    engine: Engine,
+    config: Config,
+    phantom: Phantom,
+    at: float,
+    which: Iterable[int] | None = None,
+    outcome: str | None = "released",
+) -> None:
+    """One association brings slices of a phantom at one moment, and ends then as `outcome` says."""
+    datasets = phantoms.slices(phantom)
+    with transaction(engine) as session:
+        association = open_association(session, at)
+        for index in range(len(datasets)) if which is None else which:
+            _take(session, config, datasets[index], association.id, at)
+        if outcome is not None:
+            association.ended_at, association.outcome = at, outcome
+
+
+def _take(session: Session, config: Config, dataset: Any, association_id: int, at: float) -> None:
+    data = phantoms.encode(dataset)
+    sha256 = hashlib.sha256(data).hexdigest()
+    series = session.scalars(
+        select(Series).where(Series.series_instance_uid == dataset.SeriesInstanceUID)
+    ).first()
+    if series is None:
+        series = Series(
+            series_instance_uid=str(dataset.SeriesInstanceUID),
+            study_instance_uid=str(dataset.StudyInstanceUID),
+            patient_key=HASHED(str(dataset.PatientID)),
+            accession_key=HASHED(str(dataset.AccessionNumber)),
+            state=SeriesState.RECEIVING,
+            revision=1,
+            first_instance_at=at,
+            last_instance_at=at,
+        )
+        session.add(series)
+        session.flush()
+    instance = session.scalars(
+        select(Instance).where(Instance.sop_instance_uid == str(dataset.SOPInstanceUID))
+    ).first()
+    if instance is None:
+        config.storage.spool.mkdir(parents=True, exist_ok=True)
+        (config.storage.spool / f"{sha256}.dcm").write_bytes(data)
+        instance = Instance(
+            series_id=series.id,
+            sop_instance_uid=str(dataset.SOPInstanceUID),
+            sop_class_uid=str(dataset.SOPClassUID),
+            transfer_syntax_uid=str(dataset.file_meta.TransferSyntaxUID),
+            sha256=sha256,
+            file=f"{sha256}.dcm",
+            size_bytes=len(data),
+            received_at=at,
+            geometry={
+                "ImagePositionPatient": _floats(dataset.ImagePositionPatient),
+                "ImageOrientationPatient": _floats(dataset.ImageOrientationPatient),
+                "PixelSpacing": _floats(dataset.PixelSpacing),
+                "Rows": int(dataset.Rows),
+                "Columns": int(dataset.Columns),
+            },
+        )
+        session.add(instance)
+        session.flush()
+        series.last_instance_at = at
+    else:
+        series.pushed_again_at = at
+    session.add(Arrival(instance_id=instance.id, association_id=association_id, at=at))
+
+
+def _floats(values: Sequence[Any]) -> list[float]:
+    return [float(value) for value in values]
