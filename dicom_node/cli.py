@@ -156,19 +156,24 @@ def send(
     from rich.console import Console
     from rich.progress import Progress
 
-    from dicom_node import send as sending
+    from dicom_node.config import Destination
+    from dicom_node.send import send_folder
 
-    destination = _destination(to, aet)
+    host, port = _address(to)
+    try:
+        receiver = Destination(name="receiver", host=host, port=port, ae_title=aet, calling_ae_title=calling)
+    except ValueError as problem:
+        raise typer.BadParameter(
+            "an AE title has 1 to 16 printable characters", param_hint="--aet"
+        ) from problem
     with Progress(console=Console(stderr=True), transient=True) as progress:
-        bar = progress.add_task(f"to {aet}", total=None)
-        summary = sending.send_folder(
-            folder,
-            destination,
-            calling,
-            lambda done, total: progress.update(bar, completed=done, total=total),
+        bar = progress.add_task("sending", total=None)
+        summary = send_folder(
+            folder, receiver, calling, lambda done, total: progress.update(bar, completed=done, total=total)
         )
     typer.echo(summary.in_words())
-    raise typer.Exit(Exit.FAILED if summary.failed else Exit.DONE)
+    if summary.failed:
+        raise typer.Exit(Exit.FAILED)
 
 
 @app.command()
@@ -314,25 +319,32 @@ def models_train(
 @models_app.command("export")
 def models_export(
     checkpoint: Annotated[Path, typer.Argument(help="What training wrote.", exists=True)],
+    configuration: Annotated[Path, typer.Argument(help="The training's own.", exists=True)],
     package: Annotated[Path, typer.Option("--package", help="Folder of the model package to make.")],
+    data: Annotated[
+        Path | None, typer.Option("--data", help="Training patients, to measure organ volumes on.")
+    ] = None,
+    version: Annotated[
+        str, typer.Option("--model-version", help="Another whenever the weights are.")
+    ] = "0.1.0",
 ) -> None:
-    """Make a model package's network from a checkpoint (extra `train`)."""
+    """Make a model package from a checkpoint (extra `train`)."""
     _need_torch()
     from models import export
 
-    export.export(checkpoint, package)
+    described = export.export_package(checkpoint, configuration, data, package, version)
+    typer.echo(f"{package}: {described.name} {described.version}, sha256 {described.sha256}")
 
 
 @models_app.command("evaluate")
 def models_evaluate(
-    data: Annotated[Path, typer.Option("--data", help="Folder of OpenKBP patients (.npz).", exists=True)],
+    data: Annotated[Path, typer.Argument(help="Folder of OpenKBP patients (.npz).", exists=True)],
     output: Annotated[Path, typer.Option("--output", help="Folder for the figures.")],
     patients: Annotated[
-        int | None, typer.Option("--patients", min=1, help="Only the first so many; without it all.")
+        int | None, typer.Option("--patients", min=1, help="Only so many; without it all.")
     ] = None,
 ) -> None:
     """Judge a model through the product: CT series in, RT-STRUCT out, Dice against the patients' own."""
-    _need_torch()
     from models import evaluation
 
     evaluation.evaluate(data, output, patients, report=typer.echo)

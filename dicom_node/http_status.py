@@ -55,13 +55,14 @@ def readiness(
     """
     return {
         "listener": Check(listens(), f"port {config.listener.port}"),
-        "database": _database(engine),
+        "database": database_check(engine),
         "disk": _disk(config),
         "worker": _worker(engine, clock),
     }
 
 
-def _database(engine: Engine) -> Check:
+def database_check(engine: Engine) -> Check:
+    """Whether a commit would go through now."""
     try:
         with transaction(engine) as session:
             session.connection()  # takes the write lock, as each commit does

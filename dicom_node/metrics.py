@@ -29,6 +29,7 @@ from sqlalchemy.orm import Session
 from dicom_node import __version__
 from dicom_node.config import Config
 from dicom_node.database import reading
+from dicom_node.delivery_figures import read_figures
 from dicom_node.reception_figures import ReceptionFigures
 from dicom_node.schema import Delivery, Discarded, Job, Series, Transition, WorkerStatus
 from dicom_node.states import DeliveryState, JobState, SeriesState
@@ -138,29 +139,30 @@ def _deliveries(session: Session, config: Config, now: float) -> Iterator[Metric
         ("destination", "state"),
         {(name, state): found.get((name, state), 0) for name in sorted(known) for state in DeliveryState},
     )
-    oldest = session.execute(
-        select(Delivery.destination, func.min(Delivery.created_at))
-        .where(Delivery.state == DeliveryState.PENDING)
-        .group_by(Delivery.destination)
-    )
-    pending = {destination: since for destination, since in oldest}  # noqa: C416 (dict() takes a result for a mapping)
+    figures = read_figures(session, sorted(known), config.retry, now)
     yield _labelled(
         "delivery_pending_age_seconds",
-        "Age of the oldest delivery that is not yet stored.",
+        "How long the oldest delivery has waited that is not yet stored.",
         ("destination",),
-        {(name,): _age(pending.get(name), now) for name in sorted(known)},
-    )
-    overdue = _count(
-        session,
-        Delivery.destination,
-        Delivery.state == DeliveryState.PENDING,
-        Delivery.created_at < now - config.retry.alert_after_s,
+        {(one.destination,): one.oldest_pending_s for one in figures},
     )
     yield _labelled(
-        "deliveries_overdue",
-        "Deliveries that have been tried for longer than retry.alert_after_s.",
+        "delivery_consecutive_failures",
+        "Failures in a row of the pending delivery that failed most often.",
         ("destination",),
-        {(name,): overdue.get(name, 0) for name in sorted(known)},
+        {(one.destination,): one.consecutive_failures for one in figures},
+    )
+    yield _labelled(
+        "delivery_overdue",
+        "1 where a delivery has been tried for longer than retry.alert_after_s.",
+        ("destination",),
+        {(one.destination,): float(one.needs_a_person) for one in figures},
+    )
+    yield _labelled(
+        "delivery_last_success_timestamp_seconds",
+        "When the destination last stored a result (UTC epoch); absent before the first.",
+        ("destination",),
+        {(one.destination,): one.last_success_at for one in figures if one.last_success_at is not None},
     )
 
 

@@ -130,7 +130,7 @@ def test_the_figures_say_what_the_database_holds(engine: Engine, config: Config)
         'anatomynode_deliveries{destination="pacs",state="STORED"}': 1,
         'anatomynode_deliveries{destination="pacs",state="PENDING"}': 1,
         'anatomynode_delivery_pending_age_seconds{destination="pacs"}': 4.5,
-        'anatomynode_deliveries_overdue{destination="pacs"}': 0,
+        'anatomynode_delivery_overdue{destination="pacs"}': 0,
         "anatomynode_queue_age_seconds": 8,
         "anatomynode_worker_heartbeat_age_seconds": 3,
         "anatomynode_worker_peak_memory_bytes": 1e9,
