@@ -224,9 +224,12 @@ def jobs_find(
 ) -> None:
     """Find the jobs of an accession number or a patient ID."""
     from dicom_node import story
+    from dicom_node.config import read_config
+    from dicom_node.keyed_hash import KeyedHash, load_key
 
+    hashed = KeyedHash(load_key(read_config(context.obj)))
     with _database(context) as engine:
-        _tell(story.find(engine, number), as_json)
+        _tell(story.find(engine, hashed, number), as_json)
 
 
 @jobs_app.command("show")
