@@ -233,7 +233,7 @@ def _set_transfer_syntax(dataset: Dataset, syntax: UID) -> None:
     if syntax.is_compressed:
         dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
         dataset.compress(syntax, generate_instance_uid=False)
-    else:
+    elif "PixelData" in dataset:
         dataset["PixelData"].VR = "OW"
     dataset.file_meta.TransferSyntaxUID = syntax
 
