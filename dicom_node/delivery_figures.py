@@ -29,7 +29,7 @@ class DestinationFigures:
         oldest_pending_s: for how long the oldest pending one has waited since it last became PENDING, or 0.
         consecutive_failures: of the pending delivery that failed most often, its failures in a row.
         last_success_at: UTC epoch seconds; None before the first.
-        needs_a_person: whether `retry.alert_after_s` has passed for the oldest pending one.
+        needs_a_person: whether one has been pending for `retry.alert_after_s` or longer.
     """
 
     destination: str
@@ -51,36 +51,30 @@ def read_figures(
 def _figures_of(session: Session, destination: str, retry: Retry, now: float) -> DestinationFigures:
     of_it = Delivery.destination == destination
     pending = Delivery.state == DeliveryState.PENDING
-    count, failures = session.execute(
-        select(func.count(), func.max(Delivery.attempts)).where(of_it, pending)
-    ).one()
+    failures = session.scalars(select(func.max(Delivery.attempts)).where(of_it, pending)).one()
     refused = select(func.count()).where(of_it, Delivery.state == DeliveryState.REFUSED)
-    waiting_since = _waiting_since(session, destination)
-    waited_s = 0.0 if waiting_since is None else max(0.0, now - waiting_since)
+    waited_s = [max(0.0, now - since) for since in _waiting_since(session, destination)]
     return DestinationFigures(
         destination=destination,
-        pending=count,
+        pending=len(waited_s),
         refused=session.scalars(refused).one(),
-        oldest_pending_s=waited_s,
+        oldest_pending_s=max(waited_s, default=0.0),
         consecutive_failures=failures or 0,
         last_success_at=session.scalars(select(func.max(Delivery.stored_at)).where(of_it)).one(),
-        needs_a_person=count > 0 and needs_a_person(waited_s, retry),
+        needs_a_person=any(needs_a_person(waited, retry) for waited in waited_s),
     )
 
 
-def _waiting_since(session: Session, destination: str) -> float | None:
-    """When the oldest pending delivery last became PENDING: a delivery that goes out again waits anew."""
+def _waiting_since(session: Session, destination: str) -> list[float]:
+    """When each pending delivery last became PENDING: one that goes out again waits anew."""
     became_pending = (
         select(func.max(Transition.at))
-        .join(Delivery, Delivery.id == Transition.subject_id)
         .where(
             Transition.subject == "delivery",
+            Transition.subject_id == Delivery.id,
             Transition.to_state == DeliveryState.PENDING,
-            Delivery.destination == destination,
-            Delivery.state == DeliveryState.PENDING,
         )
-        .group_by(Delivery.id)
-        .subquery()
+        .scalar_subquery()
     )
-    since: float | None = session.scalars(select(func.min(became_pending.c[0]))).one()
-    return since
+    of_it = Delivery.destination == destination, Delivery.state == DeliveryState.PENDING
+    return list(session.scalars(select(func.coalesce(became_pending, Delivery.created_at)).where(*of_it)))

@@ -149,12 +149,7 @@ class Delivery(Base):
         _one_of("state", DeliveryState),
         UniqueConstraint("job_id", "destination", name="one_delivery_a_destination"),
         # What is due is looked for several times a second, among the deliveries of years.
-        Index(
-            "pending_deliveries",
-            "destination",
-            "next_attempt_at",
-            sqlite_where=text("state = 'PENDING'"),
-        ),
+        Index("deliveries_that_are_due", "destination", "state", "next_attempt_at"),
     )
 
     id: Mapped[int] = mapped_column(primary_key=True)
