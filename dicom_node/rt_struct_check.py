@@ -66,6 +66,10 @@ class RtStructCheckError(PermanentError):
         self.problems = problems
 
 
+class _UnreadableError(Exception):
+    """A contour whose points are no points."""
+
+
 @dataclass(frozen=True)
 class Bounds:
     """How well contours must agree with a mask of at least this volume and this many voxels.
@@ -179,10 +183,11 @@ def check(data: bytes, series: CtSeries, segmentation: Segmentation, options: Rt
         dataset = dcmread(BytesIO(data))
         case = _Case(dataset, _read_rois(dataset, series), series, segmentation, options)
         problems = tuple(problem for _, find in _CHECKS for problem in find(case))
-    except (AttributeError, KeyError, IndexError, TypeError, ValueError, EOFError) as broken:
-        raise RtStructCheckError((f"it cannot be read back: {type(broken).__name__}: {broken}",)) from broken
-    except (InvalidDicomError, struct.error) as broken:
-        raise RtStructCheckError((f"it is no DICOM file: {broken}",)) from broken
+    except (_UnreadableError, AttributeError, KeyError) as broken:
+        raise RtStructCheckError((f"it cannot be read back: {broken}",)) from broken
+    except (InvalidDicomError, struct.error, IndexError, TypeError, ValueError, EOFError) as broken:
+        # Their texts may repeat a value of the data set; the class has to do.
+        raise RtStructCheckError((f"it cannot be read back: {type(broken).__name__}",)) from broken
     if problems:
         raise RtStructCheckError(problems)
     return CheckReport(tuple(name for name, _ in _CHECKS), case.agreements)
@@ -212,7 +217,7 @@ def _read_contour(place: str, item: Dataset, slices: dict[str, int]) -> _ReadCon
     raw = item.get_item(Tag("ContourData")).value  # parsing each DS by itself would take seconds
     numbers = bytes(raw).split(b"\\")
     if len(numbers) % 3:
-        raise ValueError(f"{place} has {len(numbers)} coordinates, not a multiple of 3")
+        raise _UnreadableError(f"{place} has {len(numbers)} coordinates, not a multiple of 3")
     return _ReadContour(
         place,
         str(item.ContourGeometricType),
