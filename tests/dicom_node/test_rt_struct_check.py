@@ -11,6 +11,7 @@ from io import BytesIO
 import numpy as np
 import pytest
 from pydicom import dcmread
+from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset, FileDataset
 from pydicom.uid import ExplicitVRLittleEndian
 
@@ -86,8 +87,8 @@ def drop_contour(dataset: FileDataset) -> None:
 
 def long_coordinate(dataset: FileDataset) -> None:
     contour = first_contour(dataset)
-    raw = b"\\".join(str(value).encode() for value in contour.ContourData)
-    contour["ContourData"] = contour["ContourData"].__class__(0x30060050, "OB", b"0" * 17 + raw.lstrip(b"-"))
+    raw = b"0" * 17 + b"\\".join(str(value).encode() for value in contour.ContourData).lstrip(b"-")
+    contour["ContourData"] = DataElement(0x30060050, "OB", raw + b" " * (len(raw) % 2))
 
 
 DAMAGES: dict[str, tuple[Damage, str]] = {
