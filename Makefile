@@ -2,16 +2,19 @@
 PYTHON ?= python3
 VENV := .venv
 EXTRAS ?= cpu,test
+# Other extras are another installation in the same place.
+comma := ,
+INSTALLED := $(VENV)/.installed-$(subst $(comma),-,$(EXTRAS))
 
-.PHONY: install demo test lint bench clean
+.PHONY: install demo test bench clean
 
-$(VENV)/.installed: setup.cfg pyproject.toml
+$(INSTALLED): setup.cfg pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/pip install --quiet --upgrade pip
 	$(VENV)/bin/pip install --quiet -e '.[$(EXTRAS)]'
 	touch $@
 
-install: $(VENV)/.installed
+install: $(INSTALLED)
 
 test: install
 	$(VENV)/bin/ruff check .
@@ -26,3 +29,6 @@ demo: install
 
 bench: install
 	$(VENV)/bin/python -m benchmarks
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info demo-output

@@ -8,7 +8,6 @@ Never changes anything but a probe file in the storage folder, which it removes.
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import shutil
 import socket
@@ -17,7 +16,6 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -59,7 +57,7 @@ def run(config_path: Path, as_json: bool) -> int:
     findings = list(look(config_path))
     if as_json:
         problems = [finding for finding in findings if finding.problem]
-        typer.echo(json.dumps({"ok": not problems, "findings": [asdict(one) for one in findings]}, indent=2))
+        Console().print_json(data={"ok": not problems, "findings": [asdict(one) for one in findings]})
     else:
         _print(findings)
     if any(finding.problem and finding.fatal for finding in findings):
