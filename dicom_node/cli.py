@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from enum import IntEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
 import typer
 
@@ -375,7 +375,15 @@ def _database(context: typer.Context) -> Iterator[Engine]:
         engine.dispose()
 
 
-def _tell(story: Any, as_json: bool) -> None:
+class _Told(Protocol):
+    """What `story.py` answers."""
+
+    def as_json(self) -> Mapping[str, Any] | list[Any]: ...
+
+    def in_words(self) -> str: ...
+
+
+def _tell(story: _Told, as_json: bool) -> None:
     """Print what `story.py` found: its data as JSON, or its words."""
     if as_json:
         _print_json(story.as_json())
