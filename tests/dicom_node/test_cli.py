@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -29,7 +28,8 @@ def anatomynode(*arguments: Path | str, cwd: Path = ROOT) -> subprocess.Complete
 
 
 @pytest.fixture
-def config(tmp_path: Path) -> Path:
+def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.delenv("ANATOMYNODE_HASH_KEY", raising=False)
     path = tmp_path / "config.yaml"
     path.write_text(
         yaml.safe_dump(
@@ -180,9 +180,3 @@ def test_check_passes_a_machine_that_can_be_a_node(config: Path) -> None:
     ended = anatomynode("check", "--config", config)
 
     assert ended.returncode == 0, ended.stdout
-
-
-@pytest.fixture(autouse=True)
-def _no_secret(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.delenv("ANATOMYNODE_HASH_KEY", raising=False)
-    yield

@@ -1,4 +1,4 @@
-"""The processes as the system sees them: ready when they say so, drained when asked, alone on their storage."""
+"""The processes as the system sees them: ready when they say so, drained when asked, never orphaned."""
 
 from __future__ import annotations
 
