@@ -197,9 +197,5 @@ def upgrade() -> None:
     )
     op.create_index("ix_deliveries_job_id", "deliveries", ["job_id"], unique=False)
     op.create_index(
-        "pending_deliveries",
-        "deliveries",
-        ["destination", "next_attempt_at"],
-        unique=False,
-        sqlite_where=sa.text("state = 'PENDING'"),
+        "deliveries_that_are_due", "deliveries", ["destination", "state", "next_attempt_at"], unique=False
     )
