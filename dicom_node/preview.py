@@ -28,7 +28,7 @@ DISCLAIMER = "Not a medical device. Every contour must be reviewed by a qualifie
 _WINDOW_HU = (-160.0, 240.0)
 _BODY_HU = -300
 _AROUND_MM = 45.0
-"""How much of the patient is shown above and below the structures."""
+"""How much of the patient the upright panels show around the structures."""
 _BORDER_MM = 8.0
 """Air around the body."""
 _SUPERSAMPLING = 3
@@ -148,14 +148,21 @@ def draw(series: CtSeries, segmentation: Segmentation, file: Path) -> None:
 def _panels(upright: _Upright, hu: NDArray[np.int16], found: Sequence[StructureMap]) -> list[_Panel]:
     """Axial, coronal and sagittal, each where most of the structures are cut widest."""
     indices = [_fullest(upright, found, axis) for axis in range(3)]
-    head_foot = _shown_slices(upright, found)
-    body = hu[head_foot[0] : head_foot[1]] > _BODY_HU
-    posterior = _range(upright.at_mm[1], np.flatnonzero(body.any(axis=(0, 2))), _BORDER_MM)
-    left = _range(upright.at_mm[2], np.flatnonzero(body.any(axis=(0, 1))), _BORDER_MM)
+    near = [_around(upright, found, axis) for axis in range(3)]
+    body = hu > _BODY_HU
+    at_slice = body[indices[0]]
+    in_reach = body[near[0][0] : near[0][1]]
+    margin = _BORDER_MM
+    axial = (
+        _range(upright.at_mm[1], np.flatnonzero(at_slice.any(axis=1)), margin),
+        _range(upright.at_mm[2], np.flatnonzero(at_slice.any(axis=0)), margin),
+    )
+    posterior = _common(near[1], _range(upright.at_mm[1], np.flatnonzero(in_reach.any(axis=(0, 2))), margin))
+    left = _common(near[2], _range(upright.at_mm[2], np.flatnonzero(in_reach.any(axis=(0, 1))), margin))
     return [
-        _Panel("Axial", 0, indices[0], posterior, left, ("R", "L", "A", "P")),
-        _Panel("Coronal", 1, indices[1], head_foot, left, ("R", "L", "S", "I")),
-        _Panel("Sagittal", 2, indices[2], head_foot, posterior, ("A", "P", "S", "I")),
+        _Panel("Axial", 0, indices[0], *axial, ("R", "L", "A", "P")),
+        _Panel("Coronal", 1, indices[1], near[0], left, ("R", "L", "S", "I")),
+        _Panel("Sagittal", 2, indices[2], near[0], posterior, ("A", "P", "S", "I")),
     ]
 
 
@@ -170,10 +177,19 @@ def _fullest(upright: _Upright, found: Sequence[StructureMap], axis: int) -> int
     return int(total.argmax()) if found else len(total) // 2
 
 
-def _shown_slices(upright: _Upright, found: Sequence[StructureMap]) -> tuple[int, int]:
-    """The slices that the upright panels show: around the structures; all where there are none."""
-    rows = [np.flatnonzero(upright.view(one.mask).any(axis=(1, 2))) + upright.start(one)[0] for one in found]
-    return _range(upright.at_mm[0], np.concatenate(rows) if rows else np.empty(0, int), _AROUND_MM)
+def _around(upright: _Upright, found: Sequence[StructureMap], axis: int) -> tuple[int, int]:
+    """The indices around the structures that are shown along an axis; all where there are none."""
+    others = tuple(other for other in range(3) if other != axis)
+    inside = [
+        np.flatnonzero(upright.view(one.mask).any(axis=others)) + upright.start(one)[axis] for one in found
+    ]
+    return _range(upright.at_mm[axis], np.concatenate(inside) if inside else np.empty(0, int), _AROUND_MM)
+
+
+def _common(first: tuple[int, int], second: tuple[int, int]) -> tuple[int, int]:
+    """What two index ranges share; the first where that is less than two."""
+    start, end = max(first[0], second[0]), min(first[1], second[1])
+    return (start, end) if end - start > 1 else first
 
 
 def _range(at_mm: Floats, indices: NDArray[np.intp], margin_mm: float) -> tuple[int, int]:
@@ -280,18 +296,20 @@ def _annotate(image: Image.Image, panel: _Panel, per_mm: float) -> None:
     """The panel's name, where left and head are, and 50 mm."""
     pen, (width, height), edge = ImageDraw.Draw(image), image.size, 8 * _SUPERSAMPLING
     left, right, top, bottom = panel.letters
-    small = _font(14)
+    small, halo = _font(14), 2 * _SUPERSAMPLING
     for place, letter, anchor in (
         ((edge, height // 2), left, "lm"),
         ((width - edge, height // 2), right, "rm"),
         ((width // 2, edge), top, "mt"),
         ((width // 2, height - edge), bottom, "mb"),
     ):
-        pen.text(place, letter, _INK, small, anchor=anchor)
-    pen.text((edge, edge), panel.name, _INK, _font(16), anchor="lt")
+        pen.text(place, letter, _INK, small, anchor, stroke_width=halo, stroke_fill=_BACKGROUND)
+    pen.text((edge, edge), panel.name, _INK, _font(16), "lt", stroke_width=halo, stroke_fill=_BACKGROUND)
     y, scale = height - edge, int(50 * per_mm)
     pen.line((edge, y, edge + scale, y), _INK, 2 * _SUPERSAMPLING)
-    pen.text((edge, y - edge // 2), "50 mm", _INK, _font(12), anchor="lb")
+    pen.text(
+        (edge, y - edge // 2), "50 mm", _INK, _font(12), "lb", stroke_width=halo, stroke_fill=_BACKGROUND
+    )
 
 
 def _legend(page: Image.Image, segmentation: Segmentation, planes: PlaneStack) -> None:
