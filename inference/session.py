@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from importlib import metadata
+from importlib import import_module, metadata
 from pathlib import Path
 from typing import Any, Literal
 
@@ -44,8 +44,8 @@ def check_runtimes(installed: Sequence[str]) -> None:
         )
     if len(installed) > 1:
         raise DeviceUnavailableError(
-            f"{' and '.join(installed)} are installed together and overwrite each other, which leaves the "
-            f"CPU only; run: pip uninstall -y {' '.join(installed)}, then install one of the extras [gpu], [cpu]"
+            f"{' and '.join(installed)} are installed together and overwrite each other, which leaves "
+            f"the CPU only; run: pip uninstall -y {' '.join(installed)}, and install [gpu] or [cpu] again"
         )
 
 
@@ -108,7 +108,8 @@ class Session:
 
 
 def _open(onnx: Path, device: Device, threads: int) -> Any:
-    import onnxruntime  # here, so that a missing runtime is our sentence and not a traceback
+    # Imported here, so that a missing runtime is our sentence and not a traceback.
+    onnxruntime: Any = import_module("onnxruntime")
 
     options = onnxruntime.SessionOptions()
     # Without the arena the peak is 165 bytes a voxel instead of 425, at no measurable cost in time.

@@ -8,9 +8,9 @@ Never writes a package whose network answers otherwise than the one that was tra
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -39,7 +39,7 @@ class Anatomy:
     color: tuple[int, int, int]
     code: Code
     laterality: Literal["L", "R"] | None = None
-    postprocessing: Postprocessing = Postprocessing()
+    postprocessing: Postprocessing = field(default_factory=Postprocessing)
 
 
 # Codes as PS3.16 has them, in the words of pydicom.sr.codedict.
@@ -63,10 +63,11 @@ ANATOMY: Mapping[str, Anatomy] = {
 }
 
 ATTRIBUTIONS = (
-    "Training data: OpenKBP (Babier A, Zhang B, Mahmood R, Moore KL, Purdie TG, McNiven AL, Chan TCY. OpenKBP: the "
-    "open-access knowledge-based planning grand challenge and dataset. Medical Physics 48:5549-5561, 2021; MIT licence)",
-    "The images and contours of OpenKBP come from The Cancer Imaging Archive (Clark K et al. Journal of Digital "
-    "Imaging 26:1045-1057, 2013)",
+    "Training data: OpenKBP (Babier A, Zhang B, Mahmood R, Moore KL, Purdie TG, McNiven AL, Chan TCY. "
+    "OpenKBP: the open-access knowledge-based planning grand challenge and dataset. Medical Physics "
+    "48:5549-5561, 2021; MIT licence)",
+    "The images and contours of OpenKBP come from The Cancer Imaging Archive (Clark K et al. Journal of "
+    "Digital Imaging 26:1045-1057, 2013)",
     "Architecture: AnatomyNet (Zhu W et al. Medical Physics 46:576-589, 2019), written anew",
 )
 
@@ -108,6 +109,7 @@ def export_onnx(network: AnatomyNet, path: Path) -> float:
         output_names=["probabilities"],
         dynamic_shapes=(extents,),
     )
+    assert program is not None  # only `dynamo=False` returns nothing
     for node in program.model.graph.all_nodes():
         node.metadata_props.clear()  # stack traces, with the paths of the machine that exported
     program.save(path, external_data=False)
@@ -208,16 +210,14 @@ def export_package(
     onnx = output / "model.onnx"
     export_onnx(load_average(checkpoint, len(training.structures) + 1), onnx)
     described = describe(training, output.name, version, sha256_of(onnx), volume_ranges(training, data))
-    content = yaml.safe_dump(_plain(described), sort_keys=False, allow_unicode=True, width=110)
+    content = yaml.safe_dump(
+        described.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=110
+    )
     header = "# Written by `anatomynode models export`; the keys are explained in models/card.py.\n"
     (output / "model.yaml").write_text(header + content, encoding="utf-8")
     steps = int(torch.load(checkpoint, map_location="cpu", weights_only=True)["step"])
     (output / "MODEL_CARD.md").write_text(model_card(described, training, steps), encoding="utf-8")
     return read_package(output).description
-
-
-def _plain(described: ModelDescription) -> dict[str, Any]:
-    return described.model_dump(mode="json")
 
 
 def model_card(described: ModelDescription, training: TrainingConfig, steps: int) -> str:
@@ -235,8 +235,8 @@ def model_card(described: ModelDescription, training: TrainingConfig, steps: int
 
 {described.summary}.
 
-**This is not a medical device.** Its contours are proposals: a clinic must commission the model on its own patients,
-and a qualified person must review and approve each contour before it is used.
+**This is not a medical device.** Its contours are proposals: a clinic must commission the model on its own
+patients, and a qualified person must review and approve each contour before it is used.
 
 | structure | SNOMED CT code | expected volume, cm3 |
 |---|---|---|
@@ -253,20 +253,20 @@ and a qualified person must review and approve each contour before it is used.
 
 ## Training
 
-- Data: the OpenKBP patients' planning CT and clinical contours, {training.held_out} of the training patients held
-  out to watch the progress. The validation patients were used for reporting only.
-- The contours are those of many clinics under no single protocol; those with an implausible volume or mean HU
-  were left out. A structure that nobody drew counts as unknown, not as absent.
-- {steps} of {training.total_steps} steps; soft Dice and focal loss; AdamW; the weights are a moving average. The
-  configuration is in `models/configs/`.
+- Data: the OpenKBP patients' planning CT and clinical contours; {training.held_out} of the training
+  patients were held out to watch the progress. The validation patients were used for reporting only.
+- The contours are those of many clinics under no single protocol; those with an implausible volume or mean
+  HU were left out. A structure that nobody drew counts as unknown, not as absent.
+- {steps} of {training.total_steps} steps; soft Dice and focal loss; AdamW; the weights are a moving average.
+  The configuration is in `models/configs/`.
 
 ## Limits
 
-- The CTs were sampled at about 4 mm in-plane; small structures and fine outlines cannot be better than that.
-- Clinics differ in where cord and brainstem meet, and in how far down the cord is drawn: expect to edit there.
-- A single network without an ensemble: its confidence is no probability of being right. Tumours, surgery, dental
-  metal, missing organs and unusual anatomy were not examined separately.
-- Patients' age, sex and origin are not known for this archive, so fairness between groups has not been examined.
+- The CTs were sampled at about 4 mm in-plane; small structures and fine outlines cannot be better.
+- Clinics differ in where cord and brainstem meet, and in how far down the cord is drawn: expect to edit.
+- A single network without an ensemble: its confidence is no probability of being right. Tumours, surgery,
+  dental metal, missing organs and unusual anatomy were not examined separately.
+- Patients' age, sex and origin are not known for this archive: fairness was not examined.
 
 ## Attributions
 
