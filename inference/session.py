@@ -82,6 +82,7 @@ class Session:
 
     Attributes:
         device: where it really runs.
+        classes: channels of the output, the background among them.
 
     Raises:
         DeviceUnavailableError: no usable ONNX Runtime or device.
@@ -93,6 +94,7 @@ class Session:
         self._session = _open(onnx, device, threads or len(os.sched_getaffinity(0)))
         self.device: Device = device_in_use(self._session.get_providers(), device, allow_cpu)
         self._input: str = self._session.get_inputs()[0].name
+        self.classes = int(self._session.get_outputs()[0].shape[1])
 
     def run(self, image: NDArray[np.float32]) -> NDArray[np.float32]:
         """Probabilities (1, classes, slices, rows, columns) of an image (1, 1, slices, rows, columns).

@@ -1,0 +1,252 @@
+"""How the network's probabilities become structures that a person can review.
+
+Owns components, holes, smoothing, exclusiveness, confidence and flags, as the model package says.
+Speaks float32 probabilities (slices, rows, columns) on the model's grid first, on the CT's in the end.
+Never moves a boundary except by the package's own smoothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from inference.morphology import bounds, largest_components, plane_holes, shell, smoothed
+from inference.segmentation import StructureMap
+from inference.volume import PlaneStack
+from models.card import Postprocessing, Structure
+
+Probability = NDArray[np.float32]
+
+NOT_FOUND = "not_found"
+CUT_BY_FIELD_OF_VIEW = "cut_by_field_of_view"
+CUT_BY_MODEL_EXTENT = "cut_by_model_extent"
+VOLUME_OUT_OF_RANGE = "volume_out_of_range"
+IMPLAUSIBLE_SIDE = "implausible_side"
+FLAGS = (NOT_FOUND, CUT_BY_FIELD_OF_VIEW, CUT_BY_MODEL_EXTENT, VOLUME_OUT_OF_RANGE, IMPLAUSIBLE_SIDE)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One structure on the model's grid.
+
+    Attributes:
+        start: model grid index of the box's first voxel.
+        probability: the box, zero where a component was removed; empty where nothing is left.
+        confidence: see `boundary_confidence`; None where empty.
+        at_end: whether it reaches the first or last voxel of the grid along some axis.
+    """
+
+    start: tuple[int, int, int]
+    probability: Probability
+    confidence: float | None
+    at_end: bool
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Voxels of the box."""
+        slices, rows, columns = self.probability.shape
+        return slices, rows, columns
+
+
+def propose(
+    probability: Probability, rule: Postprocessing, spacing_mm: tuple[float, float, float]
+) -> Candidate:
+    """Keep what the rule keeps of one structure's probabilities over the whole crop.
+
+    Components are chosen here, where a structure has thousands of voxels and not a million. No cell of
+    eight neighbours holds voxels of two components, so interpolation cannot join them again.
+    """
+    if rule.smooth_mm > 0:
+        probability = smoothed(probability, tuple(rule.smooth_mm / step for step in spacing_mm))
+    mask = probability >= rule.threshold
+    # The CT's finer grid decides about size in the end; half of it is enough to look at it there.
+    smallest = float(rule.min_component_cm3 * 1000 / np.prod(spacing_mm) / 2)
+    kept = largest_components(mask, rule.components, smallest)
+    box = bounds(kept, margin=1)
+    if box is None:
+        return Candidate((0, 0, 0), np.zeros((0, 0, 0), np.float32), None, at_end=False)
+    inner = np.where(mask[box] & ~kept[box], np.float32(0), probability[box])
+    tight = bounds(kept)
+    assert tight is not None
+    at_end = any(
+        side.start == 0 or side.stop == extent for side, extent in zip(tight, probability.shape, strict=True)
+    )
+    confidence = boundary_confidence(probability, kept, box, rule.threshold)
+    return Candidate((box[0].start, box[1].start, box[2].start), inner, confidence, at_end)
+
+
+def boundary_confidence(
+    probability: Probability, mask: NDArray[np.bool_], box: tuple[slice, slice, slice], threshold: float
+) -> float:
+    """How far, on average, the network is from indifference in the two voxel layers at the boundary.
+
+    The mean over the shell of |p - threshold| scaled by its largest possible value on that side: 1 where the
+    probability jumps from 0 to 1 between neighbouring voxels, near 0 where it hesitates over a wide band.
+    It says how sharp the network's own edge is, not how probable it is that the edge is right.
+    """
+    around = shell(mask[box])
+    values = probability[box][around]
+    inside = mask[box][around]
+    distance = np.where(inside, (values - threshold) / (1 - threshold), (threshold - values) / threshold)
+    return round(float(np.clip(distance, 0, 1).mean()), 3)
+
+
+def finish(
+    structure: Structure, start: tuple[int, int, int], probability: Probability, planes: PlaneStack
+) -> Probability:
+    """Clean one structure's interpolated box on the CT's grid: specks off, holes filled in each plane.
+
+    A filled voxel gets its probability mirrored at the threshold, so that the map stays continuous.
+    """
+    rule = structure.postprocessing
+    voxel_cm3 = _voxel_cm3(planes, start[0], probability.shape[0]).mean()
+    mask = probability >= rule.threshold
+    kept = largest_components(mask, rule.components, rule.min_component_cm3 / voxel_cm3)
+    clean = np.where(mask & ~kept, np.float32(0), probability)
+    if rule.fill_holes:
+        holes = plane_holes(kept)
+        filled = np.clip(2 * rule.threshold - clean[holes], rule.threshold, 1)
+        # Rounded to float32, the threshold itself must not fall below the threshold.
+        clean[holes] = np.maximum(filled, np.nextafter(np.float32(rule.threshold), np.float32(1)))
+    return clean
+
+
+def exclusive(maps: Sequence[StructureMap]) -> list[StructureMap]:
+    """No voxel in two structures: it stays with the one of the higher probability, else with the first.
+
+    Softmax adds up to one, so above a threshold of 0.5 this is so already; filled holes, smoothing
+    and lower thresholds are what it takes care of.
+    """
+    result = list(maps)
+    for first, second in combinations(range(len(result)), 2):
+        result[first], result[second] = _separated(result[first], result[second])
+    return result
+
+
+def _separated(first: StructureMap, second: StructureMap) -> tuple[StructureMap, StructureMap]:
+    common = [
+        slice(max(a.start, b.start), min(a.stop, b.stop)) for a, b in zip(first.box, second.box, strict=True)
+    ]
+    if any(side.start >= side.stop for side in common):
+        return first, second
+    here, there = _local(common, first.start), _local(common, second.start)
+    mine, theirs = first.probability[here], second.probability[there]
+    both = (mine >= first.threshold) & (theirs >= second.threshold)
+    if not both.any():
+        return first, second
+    loses = both & (theirs > mine)
+    return _without(first, here, loses), _without(second, there, both & ~loses)
+
+
+def _local(box: list[slice], start: tuple[int, int, int]) -> tuple[slice, slice, slice]:
+    first, second, third = (
+        slice(side.start - origin, side.stop - origin) for side, origin in zip(box, start, strict=True)
+    )
+    return first, second, third
+
+
+def _without(found: StructureMap, box: tuple[slice, slice, slice], lost: NDArray[np.bool_]) -> StructureMap:
+    probability = found.probability.copy()
+    probability[box][lost] = np.nextafter(np.float32(found.threshold), np.float32(0)) / 2
+    return replace(found, probability=probability)
+
+
+def trimmed(found: StructureMap) -> StructureMap:
+    """The smallest box with a margin of one voxel within the volume; empty where nothing is left."""
+    box = bounds(found.mask, margin=1)
+    if box is None:
+        return absent(found.structure)
+    start = tuple(origin + side.start for origin, side in zip(found.start, box, strict=True))
+    return replace(found, start=(start[0], start[1], start[2]), probability=found.probability[box])
+
+
+def absent(structure: Structure) -> StructureMap:
+    """A structure of which nothing was found."""
+    return StructureMap(
+        structure=structure,
+        start=(0, 0, 0),
+        probability=np.zeros((0, 0, 0), np.float32),
+        threshold=structure.postprocessing.threshold,
+        confidence=None,
+        flags=(NOT_FOUND,),
+    )
+
+
+def _voxel_cm3(planes: PlaneStack, first: int, count: int) -> NDArray[np.float64]:
+    """(count,) the volume that a voxel of each plane stands for."""
+    area_mm2 = planes.row_spacing_mm * planes.column_spacing_mm
+    return planes.slice_thickness_mm[first : first + count] * area_mm2 / 1000
+
+
+def volume_cm3(found: StructureMap, planes: PlaneStack) -> float:
+    """Volume of the mask; each plane counts with half the way to its neighbours."""
+    voxels = found.mask.sum(axis=(1, 2))
+    return float(voxels @ _voxel_cm3(planes, found.start[0], len(voxels)))
+
+
+def flagged(
+    maps: Sequence[StructureMap], planes: PlaneStack, cut_by_model: Sequence[bool]
+) -> list[StructureMap]:
+    """Each map with what a person should look at first.
+
+    Args:
+        maps: one a structure.
+        planes: the CT's.
+        cut_by_model: for each map, whether it ends where the model's extent does and the body goes on.
+    """
+    wrong_side = _on_the_wrong_side(maps, planes)
+    return [
+        replace(found, flags=_flags(found, planes, cut, wrong=found.structure.name in wrong_side))
+        for found, cut in zip(maps, cut_by_model, strict=True)
+    ]
+
+
+def _flags(found: StructureMap, planes: PlaneStack, cut_by_model: bool, wrong: bool) -> tuple[str, ...]:
+    box = bounds(found.mask)
+    if box is None:
+        return (NOT_FOUND,)
+    cut_by_view = any(
+        origin + side.start == 0 or origin + side.stop == extent
+        for origin, side, extent in zip(found.start, box, planes.shape, strict=True)
+    )
+    low, high = found.structure.volume_cm3
+    volume = volume_cm3(found, planes)
+    # Of a structure that is cut, no one can say that it is too small.
+    too_small = volume < low and not (cut_by_view or cut_by_model)
+    raised = {
+        CUT_BY_FIELD_OF_VIEW: cut_by_view,
+        CUT_BY_MODEL_EXTENT: cut_by_model,
+        VOLUME_OUT_OF_RANGE: too_small or volume > high,
+        IMPLAUSIBLE_SIDE: wrong,
+    }
+    return tuple(flag for flag in FLAGS if raised.get(flag))
+
+
+def _on_the_wrong_side(maps: Sequence[StructureMap], planes: PlaneStack) -> set[str]:
+    """Names of pairs whose left one does not lie to the patient's left (LPS +x) of the right one."""
+    lateral = [found for found in maps if found.structure.laterality and found.probability.size]
+    wrong: set[str] = set()
+    for one, other in combinations(lateral, 2):
+        sides = {one.structure.laterality: one, other.structure.laterality: other}
+        if one.structure.code == other.structure.code and len(sides) == 2:
+            left, right = _centroid_mm(sides["L"], planes), _centroid_mm(sides["R"], planes)
+            if left[0] <= right[0]:
+                wrong |= {one.structure.name, other.structure.name}
+    return wrong
+
+
+def _centroid_mm(found: StructureMap, planes: PlaneStack) -> NDArray[np.float64]:
+    """(x, y, z) LPS."""
+    slices, rows, columns = (
+        where + origin for where, origin in zip(np.nonzero(found.mask), found.start, strict=True)
+    )
+    centre: NDArray[np.float64] = (
+        planes.origins_mm[slices].mean(axis=0)
+        + rows.mean() * planes.row_step_mm
+        + columns.mean() * planes.column_step_mm
+    )
+    return centre
