@@ -8,8 +8,8 @@ Never knows which organ it handles or where the grid lies.
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 import scipy.ndimage as ndimage
+from numpy.typing import NDArray
 
 Mask = NDArray[np.bool_]
 
