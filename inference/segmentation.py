@@ -61,7 +61,7 @@ class Segmentation:
     """All structures of one volume.
 
     Attributes:
-        structures: one a structure of the model, in its order; an absent one has an empty box (all extents 0).
+        structures: one a structure of the model, in its order; an absent one has an empty box (extents 0).
         device: where the forward pass really ran: `cuda` or `cpu`.
         seconds: wall time by stage: `preprocess`, `forward`, `postprocess`.
     """
