@@ -45,6 +45,11 @@ def encode_contours(
     )
 
 
+def encode_references(references: Sequence[tuple[str, str]]) -> bytes:
+    """The value of a Contour Image Sequence (3006,0016) that names every one of the slices."""
+    return b"".join(_image_reference(*reference) for reference in references)
+
+
 def _contour_data(contour: Contour, planes: PlaneStack) -> bytes:
     """x, y, z of each point in LPS mm, in tenths of a micrometre.
 

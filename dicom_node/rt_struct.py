@@ -11,7 +11,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from io import BytesIO
-from types import SimpleNamespace
 
 import numpy as np
 from pydicom.charset import convert_encodings
@@ -23,7 +22,7 @@ from pydicom.uid import UID, ImplicitVRLittleEndian, RTStructureSetStorage
 from pydicom.valuerep import STR_VR, format_number_as_ds
 from rt_utils import ds_helper
 
-from dicom_node.contour_items import encode_contours
+from dicom_node.contour_items import encode_contours, encode_references
 from dicom_node.ct_series import CtSeries
 from dicom_node.errors import SeriesRejectedError
 from dicom_node.uids import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME, derive_uid
@@ -71,6 +70,9 @@ TYPE_2 = (
     *("StudyDate", "StudyTime", "ReferringPhysicianName", "StudyID", "AccessionNumber"),
 )
 """What the Patient and General Study modules ask to be there, if only empty."""
+
+_DETACHED_STUDY = "1.2.840.10008.3.1.2.3.1"
+"""Retired, and still what PS3.3 C.8.8.5 asks to name a study by."""
 
 _SERIES_NUMBER = 9001
 """Far from the numbers that scanners give, so that the object stands last in its study."""
@@ -313,19 +315,18 @@ def _structure_set(
 
 
 def _referenced_frame_of_reference(series: CtSeries) -> Dataset:
-    """Study, series and every slice once; the nest is rt-utils', which has it right."""
+    """The CT's frame of reference: its study, its series, and every slice once."""
+    header = series.headers[0]
+    referenced_series = Dataset()
+    referenced_series.SeriesInstanceUID = header.series_instance_uid
+    _put_items(referenced_series, "ContourImageSequence", encode_references(_references(series)))
+    study = Dataset()
+    study.ReferencedSOPClassUID = _DETACHED_STUDY
+    study.ReferencedSOPInstanceUID = header.study_instance_uid
+    study.RTReferencedSeriesSequence = [referenced_series]
     item = Dataset()
-    item.FrameOfReferenceUID = series.headers[0].frame_of_reference_uid
-    slices = [
-        SimpleNamespace(
-            StudyInstanceUID=header.study_instance_uid,
-            SeriesInstanceUID=header.series_instance_uid,
-            SOPClassUID=header.sop_class_uid,
-            SOPInstanceUID=header.sop_instance_uid,
-        )
-        for header in series.headers
-    ]
-    item.RTReferencedStudySequence = ds_helper.create_frame_of_ref_study_sequence(slices)
+    item.FrameOfReferenceUID = header.frame_of_reference_uid
+    item.RTReferencedStudySequence = [study]
     return item
 
 
@@ -359,16 +360,13 @@ def _algorithm(options: RtStructOptions) -> Dataset:
 
 def _roi_contour(dataset: Dataset, series: CtSeries, rois: tuple[_Roi, ...]) -> None:
     """PS3.3 C.8.8.6."""
-    references = [(header.sop_class_uid, header.sop_instance_uid) for header in series.headers]
+    references = _references(series)
     for roi in rois:
         item = Dataset()
         item.ROIDisplayColor = list(roi.found.structure.color)
         item.ReferencedROINumber = roi.number
         contours = encode_contours(roi.contours, series.volume.planes, references)
-        item[Tag("ContourSequence")] = RawDataElement(
-            Tag("ContourSequence"), "SQ", len(contours), contours, 0, True, True
-        )
-        item.set_original_encoding(True, True)  # as in `_encoded`
+        _put_items(item, "ContourSequence", contours)
         dataset.ROIContourSequence.append(item)
 
 
@@ -464,6 +462,17 @@ def _take(dataset: Dataset, reference: Dataset, keywords: Iterable[str]) -> None
         element = reference.get_item(tag)
         vr = element.VR or dictionary_VR(tag)
         dataset[tag] = element if element.is_raw and vr in STR_VR else reference[tag]
+
+
+def _references(series: CtSeries) -> list[tuple[str, str]]:
+    return [(header.sop_class_uid, header.sop_instance_uid) for header in series.headers]
+
+
+def _put_items(dataset: Dataset, keyword: str, items: bytes) -> None:
+    """Give a data set a sequence that is already encoded."""
+    tag = Tag(keyword)
+    dataset[tag] = RawDataElement(tag, "SQ", len(items), items, 0, True, True)
+    dataset.set_original_encoding(True, True)  # what is raw is written as it is
 
 
 def _encoded(dataset: FileDataset) -> bytes:

@@ -8,8 +8,8 @@ Never uses what wrote the object: geometry comes from the CT's headers, masks fr
 from __future__ import annotations
 
 import struct
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from io import BytesIO
@@ -28,10 +28,22 @@ from dicom_node.errors import PermanentError
 from dicom_node.rt_struct import RtStructOptions
 from inference.rasterising import fill
 from inference.segmentation import Segmentation, StructureMap
+from inference.volume import PlaneStack
 
 FURTHEST_FROM_PLANE_MM = 0.01
 LONGEST_DS = 16
 LONGEST_NAME = 16
+
+Vectors = NDArray[np.float64]
+
+_ITEM = 0xFFFEE000
+_SOP_CLASS = 0x00081150
+_SOP_INSTANCE = 0x00081155
+_CONTOUR_IMAGE_SEQUENCE = 0x30060016
+_CONTOUR_SEQUENCE = 0x30060040
+_CONTOUR_GEOMETRIC_TYPE = 0x30060042
+_NUMBER_OF_CONTOUR_POINTS = 0x30060046
+_CONTOUR_DATA = 0x30060050
 
 _SAME_MM = 1e-6
 _AXIAL = 1e-9
@@ -67,7 +79,7 @@ class RtStructCheckError(PermanentError):
 
 
 class _UnreadableError(Exception):
-    """A contour whose points are no points."""
+    """Bytes that are no contours."""
 
 
 @dataclass(frozen=True)
@@ -116,6 +128,7 @@ class _ReadContour:
 
     Attributes:
         place: for messages.
+        references: SOP Class and SOP Instance UID of each image in its Contour Image Sequence.
         slice_index: the slice that it references; None where that is none of the series'.
         points_mm: (n, 3) LPS.
     """
@@ -125,7 +138,8 @@ class _ReadContour:
     stated_points: int
     references: tuple[tuple[str, str], ...]
     slice_index: int | None
-    points_mm: NDArray[np.float64]
+    points_mm: Vectors
+    distinct_points: int
     longest_ds: int
 
 
@@ -134,6 +148,30 @@ class _ReadRoi:
     number: int
     name: str
     contours: tuple[_ReadContour, ...]
+
+    @property
+    def is_placed(self) -> bool:
+        """Whether each contour lies on a slice of the series."""
+        return bool(self.contours) and all(one.slice_index is not None for one in self.contours)
+
+
+@dataclass(frozen=True)
+class _Placed:
+    """The points of one ROI, seen from the slices that they reference.
+
+    Attributes:
+        rows_columns: (points, 2) index coordinates.
+        distances_mm: (points,) from the slice's plane.
+        z_errors_mm: (points,) from the slice's own z; 0 where the slice is not axial.
+        slices: (points,) the slice of each point.
+        starts: where each contour's points begin.
+    """
+
+    rows_columns: Vectors
+    distances_mm: Vectors
+    z_errors_mm: Vectors
+    slices: NDArray[np.intp]
+    starts: NDArray[np.intp]
 
 
 @dataclass(frozen=True)
@@ -157,12 +195,18 @@ class _Case:
         return tuple(contour for roi in self.rois for contour in roi.contours)
 
     @cached_property
+    def placed(self) -> tuple[tuple[_ReadRoi, _Placed], ...]:
+        """The ROIs that can be placed; what hinders the others is told by other checks."""
+        geometry = _Geometry.of(self.series.headers)
+        return tuple((roi, geometry.place(roi)) for roi in self.rois if roi.is_placed)
+
+    @cached_property
     def agreements(self) -> tuple[RoiAgreement, ...]:
-        """Of the ROIs that can be compared; what hinders the others is told by other checks."""
+        """Of the placed ROIs that have a mask."""
         return tuple(
-            _agreement(self, roi, self.expected[roi.name])
-            for roi in self.rois
-            if roi.name in self.expected and all(one.slice_index is not None for one in roi.contours)
+            _agreement(roi.name, placed, self.expected[roi.name], self.series.volume.planes)
+            for roi, placed in self.placed
+            if roi.name in self.expected
         )
 
 
@@ -193,46 +237,78 @@ def check(data: bytes, series: CtSeries, segmentation: Segmentation, options: Rt
     return CheckReport(tuple(name for name, _ in _CHECKS), case.agreements)
 
 
-def _read_rois(dataset: Dataset, series: CtSeries) -> tuple[_ReadRoi, ...]:
+def _read_rois(dataset: FileDataset, series: CtSeries) -> tuple[_ReadRoi, ...]:
+    if dataset.file_meta.TransferSyntaxUID != ImplicitVRLittleEndian:
+        raise _UnreadableError(f"{dataset.file_meta.TransferSyntaxUID} is not Implicit VR Little Endian")
     slices = {header.sop_instance_uid: index for index, header in enumerate(series.headers)}
     contours = {
-        int(item.ReferencedROINumber): item.get("ContourSequence", ()) for item in dataset.ROIContourSequence
+        int(item.ReferencedROINumber): _encoded_items(item, _CONTOUR_SEQUENCE)
+        for item in dataset.ROIContourSequence
     }
     rois = []
     for item in dataset.StructureSetROISequence:
         number, name = int(item.ROINumber), str(item.ROIName)
         read = tuple(
             _read_contour(f"{name}, contour {index}", contour, slices)
-            for index, contour in enumerate(contours.get(number, ()), start=1)
+            for index, contour in enumerate(_read_items(contours.get(number, b"")), start=1)
         )
         rois.append(_ReadRoi(number, name, read))
     return tuple(rois)
 
 
-def _read_contour(place: str, item: Dataset, slices: dict[str, int]) -> _ReadContour:
-    references = tuple(
-        (str(image.ReferencedSOPClassUID), str(image.ReferencedSOPInstanceUID))
-        for image in item.get("ContourImageSequence", ())
-    )
-    raw = item.get_item(Tag("ContourData")).value  # parsing each DS by itself would take seconds
-    numbers = bytes(raw).split(b"\\")
+def _read_contour(place: str, item: Mapping[int, bytes], slices: dict[str, int]) -> _ReadContour:
+    references = _read_references(item.get(_CONTOUR_IMAGE_SEQUENCE, b""))
+    numbers = item[_CONTOUR_DATA].rstrip(b" ").split(b"\\")
     if len(numbers) % 3:
         raise _UnreadableError(f"{place} has {len(numbers)} coordinates, not a multiple of 3")
     return _ReadContour(
         place,
-        str(item.ContourGeometricType),
-        int(item.NumberOfContourPoints),
+        item[_CONTOUR_GEOMETRIC_TYPE].decode().strip(),
+        int(item[_NUMBER_OF_CONTOUR_POINTS]),
         references,
         slices.get(references[0][1]) if references else None,
         np.array(numbers, np.float64).reshape(-1, 3),
-        max(len(number) for number in (*numbers[:-1], numbers[-1].rstrip(b" "))),
+        len(set(zip(*(numbers[axis::3] for axis in range(3)), strict=True))),
+        max(map(len, numbers)),
     )
+
+
+def _read_references(sequence: bytes) -> tuple[tuple[str, str], ...]:
+    return tuple(
+        (item[_SOP_CLASS].rstrip(b"\0").decode(), item[_SOP_INSTANCE].rstrip(b"\0").decode())
+        for item in _read_items(sequence)
+    )
+
+
+def _encoded_items(dataset: Dataset, tag: int) -> bytes:
+    """The bytes of a sequence that pydicom has not taken apart yet."""
+    element = dataset.get_item(tag)
+    return bytes(element.value) if element is not None and element.is_raw else b""
+
+
+def _read_items(sequence: bytes) -> Iterator[dict[int, bytes]]:
+    """The items of a sequence in Implicit VR Little Endian with lengths given (PS3.5 7.5): tag to value.
+
+    By hand, because pydicom takes a fifth of a second for what is only ever these few elements.
+    """
+    for tag, content in _read_elements(sequence):
+        if tag != _ITEM:
+            raise _UnreadableError(f"a sequence holds the tag {Tag(tag)} instead of an item")
+        yield dict(_read_elements(content))
+
+
+def _read_elements(content: bytes) -> Iterator[tuple[int, bytes]]:
+    place = 0
+    while place < len(content):
+        group, number, length = struct.unpack_from("<HHI", content, place)
+        place += 8 + length
+        if place > len(content):
+            raise _UnreadableError(f"{Tag(group, number)} is longer than what holds it")
+        yield group << 16 | number, content[place - length : place]
 
 
 def _file(case: _Case) -> Iterator[str]:
     meta, dataset = case.dataset.file_meta, case.dataset
-    if meta.TransferSyntaxUID != ImplicitVRLittleEndian:
-        yield f"transfer syntax {meta.TransferSyntaxUID}, not Implicit VR Little Endian"
     if dataset.SOPClassUID != RTStructureSetStorage or dataset.Modality != "RTSTRUCT":
         yield f"SOP class {dataset.SOPClassUID}, modality {dataset.Modality}: no RT Structure Set"
     if meta.MediaStorageSOPInstanceUID != dataset.SOPInstanceUID:
@@ -294,9 +370,7 @@ def _referenced_series(case: _Case) -> Iterator[str]:
     studies = [study for frame in frames for study in frame.RTReferencedStudySequence]
     series = [item for study in studies for item in study.RTReferencedSeriesSequence]
     images = [
-        (str(image.ReferencedSOPClassUID), str(image.ReferencedSOPInstanceUID))
-        for item in series
-        for image in item.ContourImageSequence
+        image for item in series for image in _read_references(_encoded_items(item, _CONTOUR_IMAGE_SEQUENCE))
     ]
     if [study.ReferencedSOPInstanceUID for study in studies] != [header.study_instance_uid]:
         yield "the referenced study is not the CT's"
@@ -363,7 +437,7 @@ def _contour_form(case: _Case) -> Iterator[str]:
             yield f"{contour.place}: {contour.geometric_type}, not CLOSED_PLANAR"
         if contour.stated_points != len(contour.points_mm):
             yield f"{contour.place}: {contour.stated_points} points stated, {len(contour.points_mm)} written"
-        if len(np.unique(contour.points_mm, axis=0)) < 3:
+        if contour.distinct_points < 3:
             yield f"{contour.place}: fewer than 3 distinct points"
         if contour.longest_ds > LONGEST_DS:
             yield f"{contour.place}: a coordinate has {contour.longest_ds} characters, not {LONGEST_DS}"
@@ -378,16 +452,17 @@ def _contour_image(case: _Case) -> Iterator[str]:
 
 
 def _in_plane(case: _Case) -> Iterator[str]:
-    for contour in case.contours:
-        if contour.slice_index is None:
-            continue
-        header = case.series.headers[contour.slice_index]
-        distance = float(np.abs(_plane_distances(header, contour.points_mm)).max())
-        if not distance <= FURTHEST_FROM_PLANE_MM:
-            yield f"{contour.place}: {distance:.3f} mm from the plane of slice {contour.slice_index}"
-        z, own = contour.points_mm[:, 2], header.image_position_patient[2]
-        if _is_axial(header) and np.abs(z - own).max() > _SAME_MM:
-            yield f"{contour.place}: z {z[0]:g} mm, its slice {contour.slice_index} lies at {own:g} mm"
+    for roi, placed in case.placed:
+        distances = np.maximum.reduceat(np.abs(placed.distances_mm), placed.starts)
+        z_errors = np.maximum.reduceat(np.abs(placed.z_errors_mm), placed.starts)
+        for contour, distance, z_error in zip(roi.contours, distances, z_errors, strict=True):
+            if not distance <= FURTHEST_FROM_PLANE_MM:
+                yield f"{contour.place}: {distance:.3f} mm from the plane of slice {contour.slice_index}"
+            if not z_error <= _SAME_MM:
+                yield f"{contour.place}: z is {z_error:g} mm off its slice {contour.slice_index}"
+        extent = (case.series.volume.planes.rows, case.series.volume.planes.columns)
+        if np.any(placed.rows_columns < -1) or np.any(placed.rows_columns > extent):
+            yield f"{roi.name} leaves the matrix of the CT"
 
 
 def _masks(case: _Case) -> Iterator[str]:
@@ -422,81 +497,82 @@ _CHECKS: tuple[tuple[str, _Check], ...] = (
 )
 
 
-def _directions(header: CtHeader) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    orientation = np.array(header.image_orientation_patient)
-    return orientation[:3], orientation[3:]
+@dataclass(frozen=True)
+class _Geometry:
+    """Where the pixels of each slice lie, from its own header.
 
-
-def _is_axial(header: CtHeader) -> bool:
-    along_columns, along_rows = _directions(header)
-    return bool(abs(along_columns[2]) < _AXIAL and abs(along_rows[2]) < _AXIAL)
-
-
-def _plane_distances(header: CtHeader, points_mm: NDArray[np.float64]) -> NDArray[np.float64]:
-    normal = np.cross(*_directions(header))
-    return np.asarray((points_mm - np.array(header.image_position_patient)) @ normal / np.linalg.norm(normal))
-
-
-def _indices(header: CtHeader, points_mm: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(row, column) of points, by solving PS3.3 Equation C.7.6.2.1-1 for the indices."""
-    along_columns, along_rows = _directions(header)
-    row_mm, column_mm = header.pixel_spacing
-    steps = np.stack((along_rows * row_mm, along_columns * column_mm), axis=1)
-    return np.asarray((points_mm - np.array(header.image_position_patient)) @ np.linalg.pinv(steps).T)
-
-
-def _agreement(case: _Case, roi: _ReadRoi, found: StructureMap) -> RoiAgreement:
-    planes = case.series.volume.planes
-    pixel_cm2 = planes.row_spacing_mm * planes.column_spacing_mm / 100
-    thickness_cm = planes.slice_thickness_mm / 10
-    polygons: defaultdict[int, list[NDArray[np.float64]]] = defaultdict(list)
-    furthest = 0.0
-    for contour in roi.contours:
-        assert contour.slice_index is not None
-        header = case.series.headers[contour.slice_index]
-        polygons[contour.slice_index].append(_indices(header, contour.points_mm))
-        furthest = max(furthest, float(np.abs(_plane_distances(header, contour.points_mm)).max()))
-    first, mask = found.start[0], found.mask
-    box_slices = range(first, first + len(mask))
-    both = drawn = masked = 0
-    volume = mask_volume = 0.0
-    for index in sorted({*polygons, *box_slices}):
-        shape = polygons.get(index, [])
-        own = mask[index - first] if index in box_slices else np.zeros_like(mask[0])
-        common, inside = _overlap(shape, own, found.start[1:], (planes.rows, planes.columns))
-        both, drawn, masked = both + common, drawn + inside, masked + int(own.sum())
-        volume += abs(sum(_area(polygon) for polygon in shape)) * pixel_cm2 * thickness_cm[index]
-        mask_volume += int(own.sum()) * pixel_cm2 * thickness_cm[index]
-    dice = 2 * both / (drawn + masked)
-    return RoiAgreement(roi.name, dice, float(volume), float(mask_volume), masked, furthest)
-
-
-def _overlap(
-    polygons: list[NDArray[np.float64]],
-    mask: NDArray[np.bool_],
-    start: tuple[int, int],
-    extent: tuple[int, int],
-) -> tuple[int, int]:
-    """Voxels inside both polygons and mask, and inside the polygons, in one slice.
-
-    Only the part of the slice that holds either is filled, with a border that shows what leaves
-    the matrix.
+    Attributes:
+        origins_mm: (slices, 3).
+        normals: (slices, 3), unit vectors.
+        inverses: (slices, 2, 3), from a displacement in mm to (row, column).
+        is_axial: (slices,).
     """
-    if not polygons:
-        return 0, 0
-    points = np.concatenate(polygons)
-    low = np.maximum(np.minimum(np.floor(points.min(axis=0)), start), -1).astype(int)
-    high = np.minimum(
-        np.maximum(np.ceil(points.max(axis=0)) + 1, np.add(start, mask.shape)), np.add(extent, 1)
+
+    origins_mm: Vectors
+    normals: Vectors
+    inverses: Vectors
+    is_axial: NDArray[np.bool_]
+
+    @classmethod
+    def of(cls, headers: Sequence[CtHeader]) -> _Geometry:
+        """By PS3.3 Equation C.7.6.2.1-1, solved for the indices."""
+        orientations = np.array([header.image_orientation_patient for header in headers])
+        along_row, along_column = orientations[:, :3], orientations[:, 3:]
+        row_mm, column_mm = np.array([header.pixel_spacing for header in headers]).T
+        steps = np.stack((along_column * row_mm[:, None], along_row * column_mm[:, None]), axis=2)
+        normals = np.cross(along_row, along_column)
+        return cls(
+            np.array([header.image_position_patient for header in headers]),
+            normals / np.linalg.norm(normals, axis=1, keepdims=True),
+            np.linalg.pinv(steps),
+            (np.abs(orientations[:, [2, 5]]) < _AXIAL).all(axis=1),
+        )
+
+    def place(self, roi: _ReadRoi) -> _Placed:
+        """The points of an ROI, each contour of which references a slice."""
+        counts = [len(contour.points_mm) for contour in roi.contours]
+        slices = np.repeat([contour.slice_index for contour in roi.contours], counts).astype(np.intp)
+        ways = np.concatenate([contour.points_mm for contour in roi.contours]) - self.origins_mm[slices]
+        return _Placed(
+            np.einsum("nij,nj->ni", self.inverses[slices], ways),
+            np.einsum("nj,nj->n", self.normals[slices], ways),
+            np.where(self.is_axial[slices], ways[:, 2], 0.0),
+            slices,
+            np.cumsum([0, *counts[:-1]]),
+        )
+
+
+def _agreement(name: str, placed: _Placed, found: StructureMap, planes: PlaneStack) -> RoiAgreement:
+    """Fill the contours and compare, within the smallest box that holds them and the mask."""
+    mask, start = found.mask, np.array(found.start)
+    points = np.clip(placed.rows_columns, -1, (planes.rows, planes.columns))
+    low = np.minimum([placed.slices.min(), *np.floor(points.min(axis=0))], start).astype(np.intp)
+    high = [placed.slices.max() + 1, *(np.ceil(points.max(axis=0)) + 1)]
+    slices, rows, columns = (np.maximum(high, start + mask.shape).astype(np.intp) - low).tolist()
+    # The planes lie one below the other, so that one fill serves all.
+    below = (placed.slices - low[0]) * rows
+    stacked = np.stack((points[:, 0] - low[1] + below, points[:, 1] - low[2]), axis=1)
+    polygons = np.split(stacked, placed.starts[1:])
+    filled = fill(polygons, slices * rows, columns).reshape(slices, rows, columns)
+    inner = tuple(slice(first, first + size) for first, size in zip(start - low, mask.shape, strict=True))
+    common = np.count_nonzero(filled[inner] & mask)
+    voxels = np.count_nonzero(mask, axis=(1, 2))
+    areas = np.bincount(
+        placed.slices[placed.starts], [_area(polygon) for polygon in polygons], planes.shape[0]
     )
-    rows, columns = (int(size) for size in high - low)
-    filled = fill([polygon - low for polygon in polygons], rows, columns)
-    top, left = start[0] - low[0], start[1] - low[1]
-    part = filled[top : top + mask.shape[0], left : left + mask.shape[1]]
-    return int(np.count_nonzero(part & mask)), int(np.count_nonzero(filled))
+    thickness_mm = planes.slice_thickness_mm
+    pixel_cm3 = planes.row_spacing_mm * planes.column_spacing_mm / 1000  # a millimetre thick
+    return RoiAgreement(
+        name,
+        2 * common / (np.count_nonzero(filled) + voxels.sum()),
+        float(np.abs(areas) @ thickness_mm) * pixel_cm3,
+        float(voxels @ thickness_mm[found.box[0]]) * pixel_cm3,
+        int(voxels.sum()),
+        float(np.abs(placed.distances_mm).max()),
+    )
 
 
-def _area(polygon: NDArray[np.float64]) -> float:
+def _area(polygon: Vectors) -> float:
     """Shoelace formula, square pixels."""
     rows, columns = (polygon - polygon[0]).T
-    return float(np.dot(columns, np.roll(rows, -1)) - np.dot(rows, np.roll(columns, -1))) / 2
+    return float(columns[:-1] @ rows[1:] - rows[:-1] @ columns[1:]) / 2
