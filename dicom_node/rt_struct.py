@@ -13,7 +13,7 @@ from datetime import datetime, timedelta, timezone
 from io import BytesIO
 
 import numpy as np
-from pydicom.charset import convert_encodings
+from pydicom.charset import convert_encodings, default_encoding
 from pydicom.datadict import dictionary_VR
 from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset, FileDataset
@@ -307,7 +307,7 @@ def _structure_set(
     dataset.StructureSetDate, dataset.StructureSetTime = _date_and_time(created_at)
     dataset.ReferencedFrameOfReferenceSequence = [_referenced_frame_of_reference(series)]
     if options.predecessor_sop_instance_uid is not None:
-        predecessor = Dataset()
+        predecessor = _item()
         predecessor.ReferencedSOPClassUID = RTStructureSetStorage
         predecessor.ReferencedSOPInstanceUID = options.predecessor_sop_instance_uid
         dataset.PredecessorStructureSetSequence = [predecessor]
@@ -317,21 +317,21 @@ def _structure_set(
 def _referenced_frame_of_reference(series: CtSeries) -> Dataset:
     """The CT's frame of reference: its study, its series, and every slice once."""
     header = series.headers[0]
-    referenced_series = Dataset()
+    referenced_series = _item()
     referenced_series.SeriesInstanceUID = header.series_instance_uid
     _put_items(referenced_series, "ContourImageSequence", encode_references(_references(series)))
-    study = Dataset()
+    study = _item()
     study.ReferencedSOPClassUID = _DETACHED_STUDY
     study.ReferencedSOPInstanceUID = header.study_instance_uid
     study.RTReferencedSeriesSequence = [referenced_series]
-    item = Dataset()
+    item = _item()
     item.FrameOfReferenceUID = header.frame_of_reference_uid
     item.RTReferencedStudySequence = [study]
     return item
 
 
 def _structure_set_roi(roi: _Roi, series: CtSeries, options: RtStructOptions) -> Dataset:
-    item = Dataset()
+    item = _item()
     item.ROINumber = roi.number
     item.ReferencedFrameOfReferenceUID = series.headers[0].frame_of_reference_uid
     item.ROIName = _text(roi.found.structure.name, 16)
@@ -345,7 +345,7 @@ def _structure_set_roi(roi: _Roi, series: CtSeries, options: RtStructOptions) ->
 
 def _algorithm(options: RtStructOptions) -> Dataset:
     """Algorithm Identification macro, PS3.3 10.16."""
-    item = Dataset()
+    item = _item()
     item.AlgorithmFamilyCodeSequence = [
         _coded(Code(value="123110", scheme="DCM", meaning="Artificial Intelligence"))
     ]
@@ -362,7 +362,7 @@ def _roi_contour(dataset: Dataset, series: CtSeries, rois: tuple[_Roi, ...]) -> 
     """PS3.3 C.8.8.6."""
     references = _references(series)
     for roi in rois:
-        item = Dataset()
+        item = _item()
         item.ROIDisplayColor = list(roi.found.structure.color)
         item.ReferencedROINumber = roi.number
         contours = encode_contours(roi.contours, series.volume.planes, references)
@@ -373,7 +373,7 @@ def _roi_contour(dataset: Dataset, series: CtSeries, rois: tuple[_Roi, ...]) -> 
 def _rt_roi_observations(dataset: Dataset, rois: tuple[_Roi, ...]) -> None:
     """PS3.3 C.8.8.8."""
     for roi in rois:
-        item = Dataset()
+        item = _item()
         item.ObservationNumber = roi.number
         item.ReferencedROINumber = roi.number
         item.ROIObservationLabel = _text(roi.found.structure.name, 16)
@@ -402,7 +402,7 @@ def _sop_common(dataset: FileDataset, uids: _Uids, options: RtStructOptions, cre
 
 
 def _contributing_equipment(options: RtStructOptions) -> Dataset:
-    item = Dataset()
+    item = _item()
     item.PurposeOfReferenceCodeSequence = [
         _coded(Code(value="109102", scheme="DCM", meaning="Processing Equipment"))
     ]
@@ -415,7 +415,7 @@ def _contributing_equipment(options: RtStructOptions) -> Dataset:
 
 def _coded(code: Code) -> Dataset:
     """Code Sequence macro, PS3.3 8.8."""
-    item = Dataset()
+    item = _item()
     item.CodeValue = code.value
     item.CodingSchemeDesignator = code.scheme
     item.CodeMeaning = _text(code.meaning, 64)
@@ -468,18 +468,23 @@ def _references(series: CtSeries) -> list[tuple[str, str]]:
     return [(header.sop_class_uid, header.sop_instance_uid) for header in series.headers]
 
 
+def _item() -> Dataset:
+    """An empty data set that pydicom will write without decoding what is encoded already."""
+    item = Dataset()
+    item.set_original_encoding(True, True, default_encoding)
+    return item
+
+
 def _put_items(dataset: Dataset, keyword: str, items: bytes) -> None:
-    """Give a data set a sequence that is already encoded."""
+    """Give a data set a sequence that is encoded already."""
     tag = Tag(keyword)
     dataset[tag] = RawDataElement(tag, "SQ", len(items), items, 0, True, True)
-    dataset.set_original_encoding(True, True)  # what is raw is written as it is
 
 
 def _encoded(dataset: FileDataset) -> bytes:
-    charset = (
-        convert_encodings(dataset.SpecificCharacterSet) if "SpecificCharacterSet" in dataset else "iso8859"
-    )
-    dataset.set_original_encoding(True, True, charset)  # what is raw is written as it is
+    charset = dataset.get("SpecificCharacterSet")
+    # What is raw is written as it is: the CT's text, and the contours.
+    dataset.set_original_encoding(True, True, convert_encodings(charset) if charset else default_encoding)
     file = BytesIO()
     dataset.save_as(file, enforce_file_format=True)
     return file.getvalue()
