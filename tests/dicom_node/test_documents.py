@@ -1,0 +1,148 @@
+"""The documents: their commands exist and run, their links lead somewhere, their tables agree with the code."""
+
+from __future__ import annotations
+
+import configparser
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import typer.main
+from pydicom.uid import UID
+
+from dicom_node import migrate, scp
+from dicom_node.cli import app
+from dicom_node.states import JobState
+from tests.tools import ROOT
+
+DOCUMENTS = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    ROOT / "models" / "README.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+]
+COMMAND = re.compile(r"(?:^|\s)(?:\.venv/bin/)?anatomynode ((?:[a-z]|-).*)$")
+CONFORMANCE = ROOT / "docs" / "CONFORMANCE.md"
+
+
+def blocks(document: Path, kind: str) -> Iterator[str]:
+    """The fenced blocks of a document whose info string is `kind`."""
+    for found in re.finditer(r"^ *```(.*)\n((?:.*\n)*?) *```", document.read_text(), re.MULTILINE):
+        if found.group(1).strip() == kind:
+            yield "\n".join(line.strip() for line in found.group(2).splitlines())
+
+
+def shell_lines() -> list[tuple[str, str]]:
+    return [
+        (document.name, line.partition("    #")[0].strip())
+        for document in DOCUMENTS
+        for kind in ("bash", "bash run")
+        for block in blocks(document, kind)
+        for line in block.splitlines()
+        if line and not line.startswith("#")
+    ]
+
+
+@pytest.mark.parametrize(("document", "line"), shell_lines())
+def test_each_command_in_a_document_exists_with_its_options(document: str, line: str) -> None:
+    if line.startswith("make ") or " make " in line:
+        target = next(
+            word for word in shlex.split(line.partition("make ")[2]) if re.fullmatch(r"[a-z]+", word)
+        )
+        assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE), line
+    found = COMMAND.search(line.removesuffix("|| true").strip())
+    if found is None:
+        return
+    command = typer.main.get_command(app)
+    words = shlex.split(found.group(1))
+    while words and words[0] in getattr(command, "commands", {}):
+        command = command.commands[words.pop(0)]
+    options = {option for parameter in command.params for option in parameter.opts}
+    assert not hasattr(command, "commands") or not words or words[0].startswith("-"), line
+    assert {word for word in words if word.startswith("--")} <= options, line
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_the_blocks_that_are_marked_safe_run(document: Path, tmp_path: Path) -> None:
+    command = tmp_path / "bin" / "anatomynode"
+    command.parent.mkdir()
+    command.write_text(f'#!/bin/sh\nPYTHONPATH="{ROOT}" exec "{sys.executable}" -m dicom_node "$@"\n')
+    command.chmod(0o755)
+    (tmp_path / "config.yaml").write_text((ROOT / "config.yaml").read_text())
+    migrate.upgrade(tmp_path / "data" / "anatomynode.sqlite")
+
+    for block in blocks(document, "bash run"):
+        ended = subprocess.run(
+            ["bash", "-euc", block],
+            cwd=tmp_path,
+            env={**os.environ, "PATH": f"{command.parent}:{os.environ['PATH']}"},
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert ended.returncode == 0, ended.stderr
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_every_link_to_a_file_leads_to_one(document: Path) -> None:
+    links = re.findall(r"\]\((?!https?:)([^)#]+)\)", document.read_text())
+
+    assert [link for link in links if not (document.parent / link).exists()] == []
+
+
+def test_the_conformance_statement_names_the_transfer_syntaxes_that_are_offered() -> None:
+    table = CONFORMANCE.read_text().partition("transfer syntax of CT")[2].partition("\n\n")[0]
+
+    assert set(re.findall(r"\b1\.2\.840\.[0-9.]+", table)) == set(map(str, scp.LOSSLESS))
+
+
+def test_the_conformance_statement_names_every_answer_to_c_store() -> None:
+    table = CONFORMANCE.read_text().partition("| C-STORE answer")[2].partition("\n\n")[0]
+
+    assert {int(code, 16) for code in re.findall(r"0x[0-9A-F]{4}", table)} == set(scp.StoreStatus)
+
+
+def test_the_conformance_statement_calls_each_class_by_its_name() -> None:
+    rows = re.findall(r"^\| ([^|]+) \| (1\.2\.840\.[0-9.]+) \|", CONFORMANCE.read_text(), re.MULTILINE)
+
+    classes = {name: UID(uid).name for name, uid in rows if ".1.2." not in uid[:22]}
+    wrong = {name: known for name, known in classes.items() if not known.startswith(name.partition(" - ")[0])}
+    assert {name for name in wrong if "Storage" in name or name == "Verification"} == set()
+
+
+def test_operations_explains_every_state_of_a_job() -> None:
+    text = (ROOT / "docs" / "OPERATIONS.md").read_text()
+
+    assert set(re.findall(r"^\| ([A-Z]+) \|", text, re.MULTILINE)) == set(map(str, JobState))
+
+
+def test_the_doors_of_the_architecture_are_those_that_are_kept() -> None:
+    contracts = configparser.ConfigParser()
+    contracts.read(ROOT / ".importlinter")
+    kept = {
+        contracts[name]["forbidden_modules"].strip(): {
+            line.partition(" -> ")[0] for line in contracts[name]["ignore_imports"].strip().splitlines()
+        }
+        for name in contracts.sections()
+        if ":door-" in name
+    }
+    table = (ROOT / "docs" / "ARCHITECTURE.md").read_text().partition("## Doors")[2].partition("## States")[0]
+    told = {
+        library: set(re.findall(r"`([^`]+)`", modules))
+        for library, modules in re.findall(r"^\| (\w+) \| (`.*) \|$", table, re.MULTILINE)
+    }
+
+    assert told == kept
+
+
+def test_the_flow_of_the_architecture_names_modules_that_are_there() -> None:
+    text = (ROOT / "docs" / "ARCHITECTURE.md").read_text()
+    named = re.findall(r"`((?:dicom_node|inference|models)/\w+\.py)`", text)
+
+    assert [path for path in named if not (ROOT / path).exists()] == []
