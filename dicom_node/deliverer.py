@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 
-from sqlalchemy import Engine, select, update
+from sqlalchemy import Engine, or_, select, update
 from sqlalchemy.orm import Session
 
 from dicom_node import jobs, logs, scu
@@ -182,14 +182,19 @@ class _Lane:
         return tried
 
     def _due(self) -> list[Due]:
-        """What is due, the least tried first, so that one that always fails starves no other."""
+        """What is due, the least tried first, so that one that always fails starves no other.
+
+        A time further away than any delay was set by a clock that has since been put back; it is due too.
+        """
+        now = self._clock()
+        at = Delivery.next_attempt_at
         rows = (
             select(Delivery.id, Job.id, Job.rt_struct_file, Job.rt_struct_sha256)
             .join(Job, Job.id == Delivery.job_id)
             .where(
                 Delivery.destination == self.name,
                 Delivery.state == DeliveryState.PENDING,
-                Delivery.next_attempt_at <= self._clock(),
+                or_(at <= now, at > now + self._retry.max_delay_s),
             )
             .order_by(Delivery.attempts, Delivery.next_attempt_at, Delivery.id)
         )

@@ -275,8 +275,8 @@ def _tls(destination: Destination) -> tuple[ssl.SSLContext, str] | None:
         return None
     try:
         return _tls_context(destination.tls), destination.host
-    except OSError as problem:  # ssl.SSLError is one
-        raise AssociationRefusedError(
+    except OSError as problem:  # ssl.SSLError is one; a renewal may be under way
+        raise UnreachableError(
             f"the TLS key, certificate or CA for {destination.name} cannot be used: {problem.strerror}"
         ) from problem
 

@@ -223,6 +223,15 @@ def test_what_waited_for_an_absent_archive_goes_out_as_soon_as_it_is_back(node):
     assert set(states.values()) == {DeliveryState.STORED}
 
 
+def test_a_clock_that_is_put_back_by_years_delays_nothing_by_years(node):
+    with fault_pacs.answering(0x0000) as port:
+        sender = node(destination(port))
+        sender.make_result()
+        sender.clock.now -= 10_000 * HOUR_S
+        assert sender.deliverer.step() == 1
+    assert sender.deliveries()["archive"].state is DeliveryState.STORED
+
+
 def test_an_object_on_which_the_archive_always_fails_starves_no_other(node):
     def on_store(event):
         return 0x0110 if event.request.AffectedSOPInstanceUID == "2.25.1" else 0x0000

@@ -169,7 +169,7 @@ def test_tls_needs_a_certificate_of_our_ca_on_both_sides(tmp_path, file):
     assert distrusted.kind is StoreKind.UNREACHABLE
     assert "certificate that is not trusted" in distrusted.reason
     assert without.kind is StoreKind.UNREACHABLE
-    assert unusable.kind is StoreKind.REFUSED
+    assert unusable.kind is StoreKind.UNREACHABLE
     assert "cannot be used" in unusable.reason
 
 
