@@ -28,7 +28,7 @@ from dicom_node.scu import StoreOutcome
 from dicom_node.states import DeliveryState
 from dicom_node.store_status import KEPT, StoreKind
 
-POLL_S = 0.1
+POLL_S = 0.5
 """How soon a delivery is seen that nobody woke us for, such as one that a person retries."""
 AFTER_A_BUG_S = 5.0
 """How long a lane rests after an error of its own, such as a full disk under the database."""

@@ -19,10 +19,11 @@ from typing import Any
 
 from pydicom import Dataset, dcmread
 from pydicom.uid import AllTransferSyntaxes
-from pynetdicom import AE, AllStoragePresentationContexts, evt
+from pynetdicom import AE, AllStoragePresentationContexts, build_context, evt
 from pynetdicom.dimse_primitives import C_STORE
 from pynetdicom.dsutils import split_dataset
 from pynetdicom.events import Event
+from pynetdicom.pdu_primitives import A_ASSOCIATE
 from pynetdicom.sop_class import (
     StudyRootQueryRetrieveInformationModelFind,
     Verification,
@@ -38,6 +39,7 @@ CANNOT_UNDERSTAND = 0xC000  # PS3.4 B.2.3
 DUPLICATE_SOP_INSTANCE = 0x0111  # PS3.7 Annex C
 IDENTIFIER_DOES_NOT_MATCH = 0xA900  # PS3.4 C.4.1.1.4
 
+STORAGE_CLASSES = frozenset(str(context.abstract_syntax) for context in AllStoragePresentationContexts)
 IDENTITY = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID")
 
 
@@ -91,12 +93,14 @@ class StandInPacs:
         ae.maximum_pdu_size = MAX_PDU_BYTES
         ae.add_supported_context(Verification)
         ae.add_supported_context(StudyRootQueryRetrieveInformationModelFind)
-        for context in AllStoragePresentationContexts:
-            ae.add_supported_context(str(context.abstract_syntax), AllTransferSyntaxes)
         self._server = ae.start_server(
             (self.host, self.port),
             block=False,
-            evt_handlers=[(evt.EVT_C_STORE, self._on_store), (evt.EVT_C_FIND, self._on_find)],
+            evt_handlers=[
+                (evt.EVT_REQUESTED, _accept_all_storage),
+                (evt.EVT_C_STORE, self._on_store),
+                (evt.EVT_C_FIND, self._on_find),
+            ],
         )
         assert self._server is not None
         self.port = int(self._server.server_address[1])
@@ -163,6 +167,21 @@ class StandInPacs:
             return
         for answer in answers:
             yield PENDING, answer
+
+
+def _accept_all_storage(event: Event) -> None:
+    """Support each storage class that the peer proposes, in whichever transfer syntax it likes best.
+
+    Listing every storage class with every transfer syntax in advance costs 0.1 s for each association.
+    """
+    request = event.assoc.requestor.primitive
+    assert isinstance(request, A_ASSOCIATE)
+    proposed = {str(item.abstract_syntax) for item in request.presentation_context_definition_list}
+    acceptor = event.assoc.acceptor
+    acceptor.supported_contexts = [
+        *acceptor.supported_contexts,
+        *(build_context(uid, AllTransferSyntaxes) for uid in sorted(proposed & STORAGE_CLASSES)),
+    ]
 
 
 def _identity(part_10: bytes) -> dict[str, str] | None:
