@@ -127,17 +127,29 @@ def receive(
     outcome: str | None = "released",
 ) -> None:
     """One association brings slices of a phantom at one moment, and ends then as `outcome` says."""
-    datasets = phantoms.slices(phantom)
+    datasets = _datasets(phantom)
     with transaction(engine) as session:
         association = open_association(session, at)
         for index in range(len(datasets)) if which is None else which:
-            _take(session, config, datasets[index], association.id, at)
+            _take(session, config, *datasets[index], association.id, at)
         if outcome is not None:
             association.ended_at, association.outcome = at, outcome
 
 
-def _take(session: Session, config: Config, dataset: Any, association_id: int, at: float) -> None:
-    data = phantoms.encode(dataset)
+_BUILT: dict[str, list[tuple[Any, bytes]]] = {}
+
+
+def _datasets(phantom: Phantom) -> list[tuple[Any, bytes]]:
+    """The phantom's slices with their encodings; built once, since tests push the same ones often."""
+    key = repr(phantom)
+    if key not in _BUILT:
+        _BUILT[key] = [(dataset, phantoms.encode(dataset)) for dataset in phantoms.slices(phantom)]
+    return _BUILT[key]
+
+
+def _take(
+    session: Session, config: Config, dataset: Any, data: bytes, association_id: int, at: float
+) -> None:
     sha256 = hashlib.sha256(data).hexdigest()
     series = session.scalars(
         select(Series).where(Series.series_instance_uid == dataset.SeriesInstanceUID)
