@@ -44,7 +44,7 @@ _STAGES = {
     "arrival": "receiving, first to last slice",
     "completeness": "waiting for late slices (grace)",
     "queue": "waiting for the worker",
-    "assemble": "assembling the volume",
+    "decode": "decoding the last slices, assembling",
     "preprocess": "resampling, cropping",
     "forward": "the network's forward pass",
     "postprocess": "back on the CT's grid",
@@ -220,7 +220,7 @@ def _compare(console: Console, result: _Result, truth: Truth) -> None:
         )
     console.print(table)
     console.print(
-        "The model has never seen the phantom, and a phantom is no patient: this shows that each contour\n"
+        "The model has never seen the phantom, and a phantom is no patient: this shows that each contour "
         "lies where its organ is, and where the model goes astray; not how good it is on people."
     )
 
