@@ -202,7 +202,7 @@ class Rehearsal:
         with self._reading() as session:
             both = select(Job, Series).join(Series, Job.series_id == Series.id).order_by(Job.id)
             return tuple(
-                _seen(session, job, series, self.grace_s) for job, series in session.execute(both).tuples()
+                _seen(session, job, series, self.grace_s) for job, series in session.execute(both)
             )
 
     def is_idle(self) -> bool:

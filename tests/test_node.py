@@ -26,7 +26,7 @@ from dicom_node.phantom import Phantom, write_phantom
 from dicom_node.rehearsal import NODE, SCANNER, Rehearsal
 from tests.tools import free_port, needs, run, running, wait_until
 
-SLICES, MATRIX, SPACING_MM = 64, 128, (4.0, 4.0, 4.0)
+SLICES, MATRIX, SPACING_MM = 40, 128, (4.0, 4.0, 4.0)
 ENDS_WITHIN_S = 120.0
 QUICK = {
     "series": {"grace_s": 0.3},
@@ -72,7 +72,7 @@ class Orthanc:
         route = self.folder / "route.lua"
         route.write_text(
             "function OnStableSeries(id, tags, metadata)\n"
-            "  if tags['Modality'] == 'CT' then SendToModality(id, 'node') end\n"
+            "  if tags['Modality'] == 'CT' then RestApiPost('/modalities/node/store', id) end\n"
             "end\n"
         )
         settings = {
