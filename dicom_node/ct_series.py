@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 
-from dicom_node.ct_slice import CtHeader, CtSlice
+from dicom_node.ct_slice import CtHeader, CtSlice, SliceRejectedError
 from dicom_node.errors import SeriesRejectedError
 from dicom_node.refusals import Refusal
 from dicom_node.stack import Gap, GapReport, gap_report
@@ -87,7 +87,7 @@ class SeriesBuilder:
         self._filled = 0
         self._is_lent = False
         self._slices: dict[tuple[str, str], _Placed] = {}
-        self._refused: list[SeriesRejectedError] = []
+        self._refused: list[SliceRejectedError] = []
         self._reference: tuple[tuple[float, str], Dataset] | None = None
 
     def __len__(self) -> int:
@@ -107,8 +107,11 @@ class SeriesBuilder:
             if self._reference is None or rank < self._reference[0]:
                 self._reference = (rank, piece.dataset)
 
-    def refuse(self, problem: SeriesRejectedError) -> None:
-        """Note that an instance of this series could not be read; `build` will say so."""
+    def refuse(self, problem: SliceRejectedError) -> None:
+        """Note why an instance of this series is no slice; `build` will say so.
+
+        What is foreign, such as a localizer under the series' own UID, counts only where there is no slice.
+        """
         with self._lock:
             self._refused.append(problem)
 
@@ -159,9 +162,10 @@ class SeriesBuilder:
 
     def _refuse_unreadable(self) -> None:
         """The first refusal by its words, with how many there were."""
-        if self._refused:
-            first = min(self._refused, key=lambda problem: (problem.code, problem.reason))
-            count = len(self._refused)
+        told = [problem for problem in self._refused if not (problem.is_foreign and self._slices)]
+        if told:
+            first = min(told, key=lambda problem: (problem.code, problem.reason))
+            count = len(told)
             raise SeriesRejectedError(
                 first.code,
                 first.reason if count == 1 else f"{first.reason} (and {count - 1} more such slices)",

@@ -14,8 +14,8 @@ from pathlib import Path
 
 from dicom_node import logs
 from dicom_node.ct_series import SeriesBuilder
-from dicom_node.ct_slice import read_slice
-from dicom_node.errors import PermanentError, SeriesRejectedError, TransientError
+from dicom_node.ct_slice import SliceRejectedError, read_slice
+from dicom_node.errors import PermanentError, TransientError
 
 MAX_OPEN = 4
 MAX_BYTES = 1 << 30
@@ -134,7 +134,7 @@ def _place(builder: SeriesBuilder, file: Path) -> int:
     """Decode one file into the builder; the bytes of its HU."""
     try:
         piece = read_slice(file)
-    except SeriesRejectedError as refusal:
+    except SliceRejectedError as refusal:
         builder.refuse(refusal)
         return 0
     builder.add(piece)

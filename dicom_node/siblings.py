@@ -17,7 +17,7 @@ from sqlalchemy.orm import Session
 from dicom_node import arrivals, jobs
 from dicom_node.completeness import SeriesFacts, stack_of
 from dicom_node.config import Config
-from dicom_node.ct_slice import CtHeader, read_slice
+from dicom_node.ct_slice import CtHeader, read_header
 from dicom_node.errors import SeriesRejectedError
 from dicom_node.reconstruction import Candidate, rank
 from dicom_node.schema import Instance, Job, Series
@@ -102,7 +102,7 @@ def _candidate(session: Session, series: Series, spool: Path) -> tuple[CtHeader,
     if stack is None:
         return None
     try:
-        header = read_slice(spool / rows[0].file).header
+        header = read_header(spool / rows[0].file)
     except (SeriesRejectedError, OSError):
         return None
     gaps = np.diff(stack.offsets_mm)

@@ -233,6 +233,16 @@ def test_a_slice_that_could_not_be_read_refuses_its_series() -> None:
         builder.build(2)
 
 
+def test_a_localizer_under_the_series_own_uid_does_not_spoil_it() -> None:
+    builder = SeriesBuilder()
+    builder.refuse(SliceRejectedError("localizer", "a localizer: ImageType has LOCALIZER", "2.25.1"))
+    with pytest.raises(SeriesRejectedError, match="a localizer"):
+        builder.build(2)
+    for piece in pieces(SMALL.but(offsets_mm=EVEN)):
+        builder.add(piece)
+    assert len(builder.build(2).headers) == len(EVEN)
+
+
 @pytest.mark.skipif(not OPENKBP.is_dir(), reason="../shared/data/openkbp is not here")
 def test_a_real_patient_comes_through_unchanged() -> None:
     phantom = from_openkbp(min(OPENKBP.glob("*.npz")))
