@@ -449,6 +449,8 @@ class _Reactor(DULServiceProvider):  # type: ignore[misc]
             if self.socket is not None:
                 self.socket.close()
             self.bell.close()
+            # Whoever still waits for a primitive, such as the association request, need not any more.
+            self.to_user_queue.put(None)
 
     def kill_dul(self) -> None:
         """Stop, and wake up to do so."""
@@ -490,6 +492,11 @@ class _Messages(DIMSEServiceProvider):  # type: ignore[misc]
             return
         if self.message is None:
             self._arriving_bytes = 0
+
+    def send_msg(self, primitive: Any, context_id: int) -> None:
+        """Answer; the peer's idle time begins now, not before a handler that took its time."""
+        self.dul._idle_timer.restart()
+        super().send_msg(primitive, context_id)
 
     def _give_up(self, reason: str) -> None:
         """Drop what has arrived and have the state machine send an A-ABORT (PS3.8 Evt19)."""
@@ -585,12 +592,11 @@ class _GuardedSocket(AssociationSocket):  # type: ignore[misc]
         return TimeoutError("the PDU was not complete in time")
 
     def send(self, bytestream: bytes) -> None:
-        """Send, within the time of a PDU; the peer's idle time begins after our answer."""
+        """Send, within the time of a PDU."""
         if self.socket is None:
             return
         self.socket.settimeout(self._server.limits.pdu_s)
         super().send(bytestream)
-        self.assoc.dul._idle_timer.restart()
 
 
 def _provider_abort() -> A_P_ABORT:

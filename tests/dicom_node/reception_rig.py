@@ -1,0 +1,157 @@
+"""A listener on loopback and small CT slices to send to it, for the tests of reception.
+
+Owns the configuration of such a listener and its start and end.
+Speaks pydicom data sets, raw PDUs on sockets, and rows of the database.
+Never uses a fixed port or a folder outside the test's own.
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from pydicom import Dataset
+from pydicom.dataset import FileMetaDataset
+from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
+from pynetdicom import AE
+from pynetdicom.association import Association
+from sqlalchemy import text
+
+from dicom_node.config import Config, Listener, Peer, Storage
+from dicom_node.database import open_engine, reading
+from dicom_node.listener import Listener as Reception
+from dicom_node.migrate import upgrade
+from tests.tools import free_port
+
+CALLING, CALLED = "CT1", "NODE"
+
+
+def configuration(folder: Path, **listener: Any) -> Config:
+    """A node that CT1 on loopback, and STRANGE from elsewhere, may send to."""
+    return Config(
+        listener=Listener(ae_title=CALLED, port=free_port(), **listener),
+        peers=(
+            Peer(ae_title=CALLING, addresses=("127.0.0.1",)),
+            Peer(ae_title="STRANGE", addresses=("10.1.2.0/24",)),
+        ),
+        storage=Storage(folder=folder, reserve_mib=1),
+        destinations=(),
+    )
+
+
+@contextmanager
+def listening(config: Config) -> Iterator[Reception]:
+    """A listener that runs within the block."""
+    config.storage.folder.mkdir(exist_ok=True)
+    upgrade(config.storage.database)
+    reception = Reception(config, open_engine(config.storage.database), time.time)
+    reception.start()
+    try:
+        yield reception
+    finally:
+        reception.stop(drain_s=1)
+
+
+def ct_slice(number: int = 1, series: str = "2.25.7", pixels: bytes = bytes(32 * 32 * 2)) -> Dataset:
+    """A small CT slice; `number` is in its UID and its position."""
+    ds = Dataset()
+    ds.file_meta = FileMetaDataset()
+    ds.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    ds.file_meta.MediaStorageSOPClassUID = ds.SOPClassUID = CTImageStorage
+    ds.file_meta.MediaStorageSOPInstanceUID = ds.SOPInstanceUID = f"{series}.{number}"
+    ds.Modality, ds.PatientName, ds.PatientID, ds.AccessionNumber = "CT", "Secret^Name", "PID-77", "ACC-5"
+    ds.StudyInstanceUID, ds.SeriesInstanceUID = "2.25.6", series
+    ds.ImagePositionPatient, ds.ImageOrientationPatient = [0, 0, 2.5 * number], [1, 0, 0, 0, 1, 0]
+    ds.Rows = ds.Columns = 32
+    ds.PixelSpacing = [0.9, 1.1]
+    ds.SamplesPerPixel, ds.PhotometricInterpretation, ds.PixelRepresentation = 1, "MONOCHROME2", 1
+    ds.BitsAllocated, ds.BitsStored, ds.HighBit = 16, 16, 15
+    ds.PixelData = pixels
+    return ds
+
+
+@contextmanager
+def associated(
+    port: int, *classes: str, syntaxes: tuple[str, ...] = (ExplicitVRLittleEndian,)
+) -> Iterator[Association]:
+    """An association of CT1, released at the block's end."""
+    ae = AE(ae_title=CALLING)
+    for uid in classes or (CTImageStorage,):
+        ae.add_requested_context(uid, list(syntaxes))
+    association = ae.associate("127.0.0.1", port, ae_title=CALLED)
+    assert association.is_established
+    try:
+        yield association
+    finally:
+        association.release()
+
+
+def rows(config: Config, query: str) -> list[tuple[Any, ...]]:
+    """What a query finds in the node's database now."""
+    with reading(open_engine(config.storage.database)) as session:
+        return [tuple(row) for row in session.execute(text(query))]
+
+
+def association_request(calling: str = CALLING, called: str = CALLED) -> bytes:
+    """An A-ASSOCIATE-RQ for CT Image Storage in Implicit VR LE (PS3.8 9.3.2), maximum length 16384."""
+
+    def item(kind: int, value: bytes) -> bytes:
+        return struct.pack(">BBH", kind, 0, len(value)) + value
+
+    context = b"\x01\0\0\0" + item(0x30, CTImageStorage.encode()) + item(0x40, b"1.2.840.10008.1.2")
+    user = item(0x51, struct.pack(">L", 16384)) + item(0x52, b"2.25.9")
+    body = struct.pack(">HH", 1, 0) + called.ljust(16).encode() + calling.ljust(16).encode() + bytes(32)
+    body += item(0x10, b"1.2.840.10008.3.1.1.1") + item(0x20, context) + item(0x50, user)
+    return struct.pack(">BBL", 1, 0, len(body)) + body
+
+
+def pdu(kind: int, body: bytes) -> bytes:
+    """A PDU with its header (PS3.8 9.3.1)."""
+    return struct.pack(">BBL", kind, 0, len(body)) + body
+
+
+def fragment(data: bytes, control: int) -> bytes:
+    """A P-DATA-TF with one fragment on context 1; control 1 is a command, 2 the last (PS3.8 9.3.5, E.2)."""
+    return pdu(4, struct.pack(">LBB", len(data) + 2, 1, control) + data)
+
+
+@contextmanager
+def raw_association(port: int) -> Iterator[socket.socket]:
+    """A plain socket on which an association has been accepted."""
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as peer:
+        peer.sendall(association_request())
+        answer = peer.recv(4096)
+        assert answer[:1] == b"\x02", answer
+        yield peer
+
+
+def ends(peer: socket.socket, timeout_s: float) -> bool:
+    """Whether the other side ends the connection within `timeout_s`; an A-ABORT before is read over."""
+    peer.settimeout(timeout_s)
+    try:
+        while peer.recv(65536):
+            pass
+    except TimeoutError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def serve(folder: Path, port: int) -> None:
+    """A listener in a process of its own, to be killed; `python -m tests.dicom_node.reception_rig`."""
+    config = configuration(folder)
+    config = config.model_copy(update={"listener": config.listener.model_copy(update={"port": port})})
+    with listening(config):
+        while True:
+            time.sleep(3600)
+
+
+if __name__ == "__main__":
+    serve(Path(sys.argv[1]), int(sys.argv[2]))

@@ -1,0 +1,199 @@
+"""What rude, slow and hostile peers cannot do to the listener, on real sockets."""
+
+from __future__ import annotations
+
+import socket
+import ssl
+import struct
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from dicom_node.listener import Listener
+from tests import certificates
+from tests.dicom_node.reception_rig import (
+    CALLED,
+    CALLING,
+    associated,
+    association_request,
+    configuration,
+    ct_slice,
+    ends,
+    fragment,
+    listening,
+    pdu,
+    raw_association,
+    rows,
+)
+from tests.tools import needs, run, wait_until
+
+
+def connect(reception: Listener) -> socket.socket:
+    return socket.create_connection(("127.0.0.1", reception.port), timeout=10)
+
+
+def still_serves(reception: Listener) -> bool:
+    with associated(reception.port) as association:
+        return bool(association.send_c_store(ct_slice()).Status == 0x0000)
+
+
+def dropped(reception: Listener, reason: str) -> int:
+    return reception.figures.snapshot().connections_dropped.get(reason, 0)
+
+
+def test_a_peer_that_never_speaks_is_sent_away(tmp_path: Path) -> None:
+    with listening(configuration(tmp_path, pdu_timeout_s=0.3)) as reception, connect(reception) as peer:
+        assert ends(peer, 5)
+        assert dropped(reception, "silent") == 1
+
+
+@pytest.mark.parametrize("sent", [1, 6, 40])
+def test_half_an_association_request_ends_at_the_deadline(tmp_path: Path, sent: int) -> None:
+    with listening(configuration(tmp_path, pdu_timeout_s=0.3)) as reception, connect(reception) as peer:
+        peer.sendall(association_request()[:sent])
+        assert ends(peer, 5)
+        assert dropped(reception, "pdu_too_slow") == 1
+        assert still_serves(reception)
+
+
+def test_half_a_pdu_ends_at_the_deadline_however_slowly_it_drips(tmp_path: Path) -> None:
+    with (
+        listening(configuration(tmp_path, pdu_timeout_s=0.5)) as reception,
+        raw_association(reception.port) as peer,
+    ):
+        start = time.monotonic()
+        message = pdu(4, bytes(1000))
+        for position in range(12):
+            try:
+                peer.sendall(message[position : position + 1])
+            except OSError:
+                break
+            time.sleep(0.1)
+        assert ends(peer, 5)
+        assert time.monotonic() - start < 5
+        wait_until(lambda: rows(configuration(tmp_path), "SELECT outcome FROM associations") == [("lost",)])
+
+
+@pytest.mark.parametrize("is_associated", [False, True])
+def test_a_header_that_claims_4_gib_is_refused_at_once(tmp_path: Path, is_associated: bool) -> None:
+    with listening(configuration(tmp_path)) as reception:
+        with raw_association(reception.port) if is_associated else connect(reception) as peer:
+            peer.sendall(struct.pack(">BBL", 4 if is_associated else 1, 0, 0xFFFFFFFF) + bytes(100))
+            assert ends(peer, 5)
+        assert dropped(reception, "pdu_too_long") == 1
+        assert still_serves(reception)
+
+
+def test_endless_fragments_end_at_the_message_cap(tmp_path: Path) -> None:
+    with (
+        listening(configuration(tmp_path, max_instance_mib=1)) as reception,
+        raw_association(reception.port) as peer,
+    ):
+        try:
+            for _ in range(200):
+                peer.sendall(fragment(bytes(16_000), control=0))
+        except OSError:
+            pass
+        assert ends(peer, 5)
+        assert dropped(reception, "message_too_long") == 1
+        assert still_serves(reception)
+
+
+def test_an_idle_association_is_closed(tmp_path: Path) -> None:
+    with listening(configuration(tmp_path, idle_timeout_s=0.3)) as reception:
+        with raw_association(reception.port) as peer:
+            assert ends(peer, 5)
+        assert still_serves(reception)
+
+
+def test_idle_associations_cost_next_to_nothing(tmp_path: Path) -> None:
+    with listening(configuration(tmp_path)) as reception:
+        peers = [raw_association(reception.port) for _ in range(8)]
+        for peer in peers:
+            peer.__enter__()
+        before = time.process_time()
+        time.sleep(1)
+        burnt = time.process_time() - before
+        for peer in peers:
+            peer.__exit__(None, None, None)
+        assert burnt < 0.3  # pynetdicom's own reactors: about half of it for eight
+
+
+def test_one_address_gets_no_more_than_its_associations_and_is_told_so(tmp_path: Path) -> None:
+    with (
+        listening(configuration(tmp_path, max_associations_per_address=1)) as reception,
+        raw_association(reception.port) as first,
+    ):
+        with connect(reception) as second:
+            second.sendall(association_request())
+            # A-ASSOCIATE-RJ: transient, presentation, local limit exceeded (PS3.8 9.3.4)
+            assert second.recv(100) == b"\x03\0\0\0\0\x04\0\x02\x03\x02"
+        first.close()
+        wait_until(lambda: reception.figures.snapshot().associations_open == 0)
+        assert still_serves(reception)
+
+
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(noise=st.lists(st.tuples(st.integers(0, 9), st.binary(max_size=60)), min_size=1, max_size=4))
+def test_noise_after_the_handshake_hurts_nobody_else(
+    reception: Listener, noise: list[tuple[int, bytes]]
+) -> None:
+    with raw_association(reception.port) as peer:
+        try:
+            for kind, body in noise:
+                peer.sendall(pdu(kind, body))
+            peer.shutdown(socket.SHUT_WR)
+        except OSError:
+            pass
+        assert ends(peer, 10)
+    wait_until(lambda: reception.figures.snapshot().associations_open == 0)
+
+
+def test_stopping_leaves_no_thread_and_no_port(tmp_path: Path) -> None:
+    before = threading.active_count()
+    with listening(configuration(tmp_path)) as reception:
+        port = reception.port
+        with raw_association(port):
+            started = time.monotonic()
+            reception.stop(drain_s=0.2)
+        assert time.monotonic() - started < 5
+    wait_until(lambda: threading.active_count() == before, what="the end of every thread")
+    with pytest.raises(OSError, match="refused"):
+        socket.create_connection(("127.0.0.1", port), timeout=1)
+
+
+@needs("echoscu")
+def test_tls_wants_a_certificate_and_a_silent_handshake_holds_up_nobody(tmp_path: Path) -> None:
+    tls = certificates.make(tmp_path / "tls")
+    config = configuration(tmp_path / "node", tls=tls, pdu_timeout_s=5)
+    with listening(config) as reception, connect(reception) as silent:
+        silent.sendall(b"\x16")  # the beginning of a handshake
+        echo = ["echoscu", "-aet", CALLING, "-aec", CALLED]
+        keys = ["+tls", tls.key, tls.certificate, "+cf", tls.ca, "-ic"]
+        started = time.monotonic()
+        done = run([*echo, *keys, "127.0.0.1", str(reception.port)])
+        assert done.returncode == 0, done.stdout
+        assert time.monotonic() - started < 4
+        refused = run([*echo, "+tla", "-ic", "127.0.0.1", str(reception.port)])
+        assert refused.returncode != 0
+        wait_until(lambda: dropped(reception, "tls") >= 1)
+
+
+def test_tls_1_1_is_not_spoken(tmp_path: Path) -> None:
+    tls = certificates.make(tmp_path / "tls")
+    with listening(configuration(tmp_path / "node", tls=tls)) as reception, connect(reception) as peer:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        context.maximum_version = ssl.TLSVersion.TLSv1_1
+        with pytest.raises((ssl.SSLError, ConnectionError)):
+            context.wrap_socket(peer)
+
+
+@pytest.fixture(scope="module")
+def reception(tmp_path_factory: pytest.TempPathFactory):  # type: ignore[no-untyped-def]
+    with listening(configuration(tmp_path_factory.mktemp("node"))) as running:
+        yield running
