@@ -9,22 +9,28 @@ Run with `python -m benchmarks.reception`.
 
 from __future__ import annotations
 
+import os
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import numpy as np
 from pydicom import Dataset
 from pydicom.dataset import FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
-from pynetdicom import AE
+from pynetdicom import AE, evt
 
 from benchmarks.figures import Figure, at_least, at_most, show
-from dicom_node.config import Listener
+from dicom_node import logs
+from dicom_node.config import Config, Listener, Peer, Storage
+from dicom_node.database import open_engine
+from dicom_node.listener import Listener as Reception
+from dicom_node.migrate import upgrade
 
 SLICES = 178
 PDU_BYTES = Listener().max_pdu_bytes
@@ -55,6 +61,73 @@ def _measure(folder: Path, rounds: int) -> dict[str, list[float]]:
                 took = _send(ports[name], _series(number))
                 if number:  # the first round warms up
                     seconds[name].append(took)
+    return seconds
+
+
+@contextmanager
+def _receiver(name: str, folder: Path) -> Iterator[int]:
+    """A receiver in its own process; its port."""
+    folder.mkdir()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "benchmarks.reception", name, str(folder)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    try:
+        yield int(process.stdout.readline())
+    finally:
+        process.stdin.close()
+        process.wait(30)
+
+
+def _serve_node(folder: Path) -> None:
+    """This node's listener, as it is in service."""
+    config = Config(
+        # Port 0: the operating system chooses; no configuration file can say so.
+        listener=Listener.model_construct(ae_title=TITLE, port=0),
+        peers=(Peer(ae_title=TITLE, addresses=("127.0.0.1",)),),
+        storage=Storage(folder=folder, reserve_mib=1),
+        destinations=(),
+    )
+    logs.configure(config.logging, "listener")
+    upgrade(config.storage.database)
+    reception = Reception(config, open_engine(config.storage.database), time.time)
+    reception.start()
+    _announce(reception.port)
+    reception.stop()
+
+
+def _serve_bare(folder: Path, fsync: bool) -> None:
+    """The shortest pynetdicom handler that writes what it receives."""
+
+    def on_store(event: evt.Event) -> int:
+        path = folder / f"{event.request.AffectedSOPInstanceUID}.dcm"
+        with path.open("wb") as file:
+            file.write(event.encoded_dataset())
+            if fsync:
+                file.flush()
+                os.fsync(file.fileno())
+        if fsync:
+            descriptor = os.open(folder, os.O_RDONLY)
+            os.fsync(descriptor)
+            os.close(descriptor)
+        return 0x0000
+
+    ae = AE(ae_title=TITLE)
+    ae.maximum_pdu_size = PDU_BYTES
+    ae.add_supported_context(CTImageStorage, ExplicitVRLittleEndian)
+    server = ae.start_server(("127.0.0.1", 0), block=False, evt_handlers=[(evt.EVT_C_STORE, on_store)])
+    _announce(server.server_address[1])
+    server.shutdown()
+
+
+def _announce(port: int) -> None:
+    """Say where, then serve until the parent closes our input."""
+    print(port, flush=True)
     sys.stdin.read()
 
 

@@ -177,8 +177,11 @@ def test_a_data_set_that_is_not_the_commands_is_a_mismatch(reception: Listener) 
         request.MessageID, request.Priority = 1, 2
         request.AffectedSOPClassUID, request.AffectedSOPInstanceUID = ds.SOPClassUID, "2.25.99"
         request.DataSet = BytesIO(encode(ds, False, True) or b"")
+        association._reactor_checkpoint.clear()  # or pynetdicom's own thread would take the answer
+        wait_until(lambda: association._is_paused)
         association.dimse.send_msg(request, association.accepted_contexts[0].context_id)
         _, answer = association.dimse.get_msg(block=True)
+        association._reactor_checkpoint.set()
         assert answer.Status == 0xA900
 
 
