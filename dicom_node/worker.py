@@ -184,10 +184,19 @@ class Worker:
             log.error("the database still cannot be used", exc_info=problem)
 
     def _wait(self, stop: threading.Event, watch: ChangeWatch, look_again_at: float) -> None:
-        """Until something was committed by anybody, or time has made something due."""
-        while not stop.is_set() and not watch.changed() and self._clock() < look_again_at:
-            self._figures.progress(self._clock())
-            stop.wait(POLL_S)
+        """Until somebody has committed something, or time has made something due.
+
+        A commit is seen at the next poll, not at once: hundreds of slices a second must not keep this
+        process busy with looking, and the listener short of the core.
+        """
+        while not stop.is_set():
+            now = self._clock()
+            self._figures.progress(now)
+            if now >= look_again_at:
+                return
+            stop.wait(min(POLL_S, look_again_at - now))
+            if watch.changed():
+                return
 
     # --- which job ---------------------------------------------------------------------------------
 

@@ -1,6 +1,8 @@
 """The worker brings every received series to its end, once, whatever happens in between."""
 
 import errno
+import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -385,3 +387,19 @@ def test_the_heartbeat_tells_the_figures_and_stops_when_the_worker_hangs(node: N
     node.now += 61.0
     heart.beat()
     assert beats == [1000.0]
+
+
+def test_the_running_worker_sees_what_is_committed_and_ends_when_told(make_node: Callable[..., Node]) -> None:
+    node = make_node(series={"min_slices": 10, "grace_s": 0.0})
+    worker, stop, ready = node.worker(), threading.Event(), threading.Event()
+    thread = threading.Thread(target=worker.run, args=(stop, ready.set))
+    thread.start()
+    assert ready.wait(10)
+    node.receive()
+    until = time.monotonic() + 20
+    while not node.deliveries() and time.monotonic() < until:
+        time.sleep(0.05)
+    stop.set()
+    thread.join(20)
+    assert not thread.is_alive()
+    assert node.job().state is JobState.READY
