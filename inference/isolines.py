@@ -147,7 +147,7 @@ def _balanced(exact: Geometries, simplify_mm: float, spacing_mm: tuple[float, fl
 
     Where the move would make lines touch, the simplified ones stay as they are.
     """
-    simple = shapely.simplify(exact, simplify_mm, preserve_topology=True)
+    simple = _simplified(exact, simplify_mm)
     rings, wanted = _rings(simple), _rings(exact).areas()
     pixel_mm2 = spacing_mm[0] * spacing_mm[1]
     missing = wanted + np.sign(wanted) * _LOST_BY_CURVATURE_PX * pixel_mm2 - rings.areas()
@@ -160,6 +160,23 @@ def _balanced(exact: Geometries, simplify_mm: float, spacing_mm: tuple[float, fl
     units = outwards / np.maximum(lengths, np.finfo(float).tiny)[:, None]
     moved = _with_points(simple, rings, rings.points + move[rings.ring, None] * units)
     return np.where(shapely.is_valid(moved), moved, simple)
+
+
+def _simplified(exact: Geometries, simplify_mm: float) -> Geometries:
+    """By Douglas and Peucker; where that would break a shape, again with a watch on every crossing.
+
+    The watchful way takes three times as long and is hardly ever needed.
+    """
+    simple = np.asarray(shapely.simplify(exact, simplify_mm, preserve_topology=False))
+    broken = ~shapely.is_valid(simple) | (_ring_counts(simple) != _ring_counts(exact))
+    simple[broken] = shapely.simplify(exact[broken], simplify_mm, preserve_topology=True)
+    return simple
+
+
+def _ring_counts(geometries: Geometries) -> NDArray[np.intp]:
+    polygons, geometry = shapely.get_parts(geometries, return_index=True)
+    rings = shapely.get_num_interior_rings(polygons) + 1
+    return np.bincount(geometry, rings, len(geometries)).astype(np.intp)
 
 
 def _rings(geometries: Geometries) -> _Rings:

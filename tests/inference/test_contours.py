@@ -50,7 +50,7 @@ def disc(radius: float, row: float, column: float, extent: int, fine: int = 24) 
 masks = arrays.arrays(np.bool_, st.tuples(st.just(2), st.integers(1, 9), st.integers(1, 9)))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(masks)
 def test_voxel_contours_read_back_as_the_very_mask_by_two_readers(mask):
     contours = trace(structure_map(mask), planes(*mask.shape), "voxel", 0.0)
@@ -146,7 +146,7 @@ def test_simplification_keeps_within_its_millimetres_where_pixels_are_not_square
     assert apart_mm <= 0.1 + 0.05  # both are moved by up to a tenth of the smaller spacing to keep the area
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(st.integers(0, 10**6), st.floats(0.5, 2.5), st.floats(0, 0.1))
 def test_smooth_contours_lose_no_slice_and_cross_nothing(seed, sigma, simplify_mm):
     rng = np.random.default_rng(seed)
