@@ -85,7 +85,7 @@ def _receiver(name: str, folder: Path) -> Iterator[int]:
 
 
 def _serve_node(folder: Path) -> None:
-    """This node's listener, as it is in service."""
+    """The node's listener, as it is in service."""
     config = Config(
         # Port 0: the operating system chooses; no configuration file can say so.
         listener=Listener.model_construct(ae_title=TITLE, port=0),

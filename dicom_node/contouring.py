@@ -17,8 +17,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from inference.segmenter import Segmenter
-
 from dicom_node import __version__, preview, rt_struct, rt_struct_check
 from dicom_node.config import Config, ModelChoice
 from dicom_node.ct_folder import Progress, no_progress, read_folder
@@ -33,6 +31,7 @@ from dicom_node.errors import (
 from dicom_node.rt_struct import RtStruct, RtStructOptions
 from inference.errors import DeviceUnavailableError, InferenceFailedError, OutsideModelError
 from inference.segmentation import Segmentation
+from inference.segmenter import Segmenter
 from models.card import PACKAGES, ModelDescription, ModelPackage, ModelPackageError, read_package
 
 Report = dict[str, Any]

@@ -201,9 +201,7 @@ class Rehearsal:
         """The jobs, oldest first."""
         with self._reading() as session:
             both = select(Job, Series).join(Series, Job.series_id == Series.id).order_by(Job.id)
-            return tuple(
-                _seen(session, job, series, self.grace_s) for job, series in session.execute(both)
-            )
+            return tuple(_seen(session, job, series, self.grace_s) for job, series in session.execute(both))
 
     def is_idle(self) -> bool:
         """Whether every series that came is complete, and every job has ended; false before the first."""

@@ -67,7 +67,14 @@ JOB_TRANSITIONS: dict[JobState, frozenset[JobState]] = {
         {JobState.RUNNING, JobState.CANCELLED, JobState.IGNORED, JobState.HELD, JobState.REJECTED}
     ),
     JobState.RUNNING: frozenset(
-        {JobState.QUEUED, JobState.READY, JobState.REJECTED, JobState.FAILED, JobState.CANCELLED, JobState.HELD}
+        {
+            JobState.QUEUED,
+            JobState.READY,
+            JobState.REJECTED,
+            JobState.FAILED,
+            JobState.CANCELLED,
+            JobState.HELD,
+        }
     ),
     JobState.READY: frozenset({JobState.SENT, JobState.FAILED, JobState.CANCELLED}),
     JobState.HELD: frozenset({JobState.QUEUED, JobState.READY, JobState.CANCELLED}),

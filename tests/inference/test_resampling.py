@@ -132,7 +132,9 @@ def test_beyond_the_border_linear_fades_to_zero_and_nearest_gives_what_it_is_tol
     assert nearest(values, (at, centre, centre), -7).ravel().tolist() == [-7, -7, -7, 1, 1, 1, -7]
 
 
-@pytest.mark.parametrize(("coordinate", "held"), [(-0.5, 0.0), (-0.6, -0.6), (4.5, 4.0), (4.6, 4.6), (2.2, 2.2)])
+@pytest.mark.parametrize(
+    ("coordinate", "held"), [(-0.5, 0.0), (-0.6, -0.6), (4.5, 4.0), (4.6, 4.6), (2.2, 2.2)]
+)
 def test_a_border_voxel_reaches_half_a_voxel_beyond_its_centre(coordinate: float, held: float) -> None:
     block = np.full((1, 1, 1), coordinate)
     assert held_at_border((block, block, block), (5, 5, 5))[1].item() == pytest.approx(held)
