@@ -140,9 +140,8 @@ def draw(series: CtSeries, segmentation: Segmentation, file: Path) -> None:
     page = _page(upright, hu, panels, found)
     _legend(page, segmentation, series.volume.planes)
     width, height = page.size
-    page.resize((width // _SUPERSAMPLING, height // _SUPERSAMPLING), Image.Resampling.LANCZOS).save(
-        file, format="PNG", optimize=True
-    )
+    reduced = page.resize((width // _SUPERSAMPLING, height // _SUPERSAMPLING), Image.Resampling.LANCZOS)
+    reduced.save(file, format="PNG")
 
 
 def _panels(upright: _Upright, hu: NDArray[np.int16], found: Sequence[StructureMap]) -> list[_Panel]:
