@@ -59,3 +59,5 @@ class Refusal(StrEnum):
     """A slice without content between slices that have some."""
     ABSURD_HU = "absurd_hu"
     """Intensities in which there is no air or no tissue."""
+    NOTHING_FOUND = "nothing_found"
+    """None of the model's structures is in the series."""

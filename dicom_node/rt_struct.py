@@ -25,6 +25,7 @@ from rt_utils import ds_helper
 from dicom_node.contour_items import encode_contours, encode_references
 from dicom_node.ct_series import CtSeries
 from dicom_node.errors import SeriesRejectedError
+from dicom_node.refusals import Refusal
 from dicom_node.uids import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME, derive_uid
 from inference.contours import Contour, ContourMode, trace
 from inference.segmentation import Segmentation, StructureMap
@@ -157,7 +158,7 @@ def build(series: CtSeries, segmentation: Segmentation, options: RtStructOptions
     rois = _drawn(segmentation, planes, options)
     if not rois:
         raise SeriesRejectedError(
-            "nothing_found",
+            Refusal.NOTHING_FOUND,
             f"none of the {len(segmentation.structures)} structures of {options.model.name} was found "
             "in this series; is it a head-and-neck CT?",
         )

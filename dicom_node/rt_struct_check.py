@@ -564,7 +564,7 @@ def _agreement(name: str, placed: _Placed, found: StructureMap, planes: PlaneSta
     pixel_cm3 = planes.row_spacing_mm * planes.column_spacing_mm / 1000  # a millimetre thick
     return RoiAgreement(
         name,
-        2 * common / (np.count_nonzero(filled) + voxels.sum()),
+        float(2 * common / (np.count_nonzero(filled) + voxels.sum())),
         float(np.abs(areas) @ thickness_mm) * pixel_cm3,
         float(voxels @ thickness_mm[found.box[0]]) * pixel_cm3,
         int(voxels.sum()),

@@ -19,15 +19,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dicom_node.errors import PermanentError, TransientError
+from dicom_node.uids import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
 
 TEMPORARY = ".part"
 FOLDER_MODE = 0o700
 FILE_MODE = 0o600
 REMEMBERED_FOLDERS = 4096
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
-
-IMPLEMENTATION_CLASS_UID = "2.25.170957416826213049325187921366041128733"
-IMPLEMENTATION_VERSION_NAME = "ANATOMYNODE"
 
 
 class OutOfSpaceError(TransientError):
