@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
-from sqlalchemy import Connection, Engine, case, insert, select, update
+from sqlalchemy import Connection, Engine, bindparam, func, insert, select, update
 from sqlalchemy.dialects.sqlite import insert as upsert
 
 from dicom_node.schema import Arrival, Association, Discarded, Instance, Series
@@ -177,14 +177,11 @@ class Registry:
 
 def _take(connection: Connection, intake: Intake, now: float) -> Outcome:
     """The rows of one instance, inside the caller's transaction."""
-    present = connection.execute(
-        select(Instance.id, Instance.series_id, Instance.sha256).where(
-            Instance.sop_instance_uid == intake.sop_instance_uid
-        )
-    ).one_or_none()
+    present = connection.execute(FIND_INSTANCE, {"uid": intake.sop_instance_uid}).one_or_none()
     if present is None:
-        series_id = _series(connection, intake, now)
-        _arrive(connection, _instance(connection, intake, series_id, now), intake.association_id, now)
+        series_id = connection.execute(TOUCH_SERIES, _series_values(intake, now)).scalar_one()
+        instance_id = connection.execute(ADD_INSTANCE, _instance_values(intake, series_id, now)).scalar_one()
+        _arrive(connection, instance_id, intake.association_id, now)
         return Outcome.NEW
     of_series = update(Series).where(Series.id == present.series_id)
     if present.sha256 != intake.sha256:
@@ -195,46 +192,53 @@ def _take(connection: Connection, intake: Intake, now: float) -> Outcome:
     return Outcome.AGAIN
 
 
-def _series(connection: Connection, intake: Intake, now: float) -> int:
-    """The series of a new instance, made or brought up to date."""
-    statement = upsert(Series).values(
-        series_instance_uid=intake.series_instance_uid,
-        study_instance_uid=intake.study_instance_uid,
-        patient_key=intake.patient_key,
-        accession_key=intake.accession_key,
-        state=SeriesState.RECEIVING,
-        revision=1,
-        first_instance_at=now,
-        last_instance_at=now,
-    )
-    statement = statement.on_conflict_do_update(
-        index_elements=[Series.series_instance_uid], set_={"last_instance_at": _later(now)}
-    )
-    return int(connection.execute(statement.returning(Series.id)).scalar_one())
+def _series_values(intake: Intake, now: float) -> dict[str, Any]:
+    return {
+        "series_instance_uid": intake.series_instance_uid,
+        "study_instance_uid": intake.study_instance_uid,
+        "patient_key": intake.patient_key,
+        "accession_key": intake.accession_key,
+        "state": SeriesState.RECEIVING,
+        "revision": 1,
+        "first_instance_at": now,
+        "last_instance_at": now,
+    }
 
 
-def _later(now: float) -> Any:
-    """A clock that was set back must not make the last instance older than it was."""
-    return case((Series.last_instance_at > now, Series.last_instance_at), else_=now)
-
-
-def _instance(connection: Connection, intake: Intake, series_id: int, now: float) -> int:
-    key = connection.execute(
-        insert(Instance).values(
-            series_id=series_id,
-            sop_instance_uid=intake.sop_instance_uid,
-            sop_class_uid=intake.sop_class_uid,
-            transfer_syntax_uid=intake.transfer_syntax_uid,
-            sha256=intake.sha256,
-            file=intake.file,
-            size_bytes=intake.size_bytes,
-            received_at=now,
-            geometry=dict(intake.geometry),
-        )
-    ).inserted_primary_key
-    assert key is not None
-    return int(key[0])
+def _instance_values(intake: Intake, series_id: int, now: float) -> dict[str, Any]:
+    return {
+        "series_id": series_id,
+        "sop_instance_uid": intake.sop_instance_uid,
+        "sop_class_uid": intake.sop_class_uid,
+        "transfer_syntax_uid": intake.transfer_syntax_uid,
+        "sha256": intake.sha256,
+        "file": intake.file,
+        "size_bytes": intake.size_bytes,
+        "received_at": now,
+        "geometry": dict(intake.geometry),
+    }
 
 
 def _arrive(connection: Connection, instance_id: int, association_id: int, now: float) -> None:
-    connection.execute(insert(Arrival).values(instance_id=instance_id, association_id=association_id, at=now))
+    connection.execute(ADD_ARRIVAL, {"instance_id": instance_id, "association_id": association_id, "at": now})
+
+
+def _touch_series() -> Any:
+    """Make a new instance's series or note when the instance came; the series' id.
+
+    A clock that was set back must not make the last instance older than it was.
+    """
+    statement = upsert(Series)
+    last = func.max(Series.last_instance_at, statement.excluded.last_instance_at)
+    return statement.on_conflict_do_update(
+        index_elements=[Series.series_instance_uid], set_={"last_instance_at": last}
+    ).returning(Series.id)
+
+
+# Built once: building them anew for each instance takes longer than SQLite takes to run them.
+FIND_INSTANCE = select(Instance.id, Instance.series_id, Instance.sha256).where(
+    Instance.sop_instance_uid == bindparam("uid")
+)
+TOUCH_SERIES = _touch_series()
+ADD_INSTANCE = insert(Instance).returning(Instance.id)
+ADD_ARRIVAL = insert(Arrival)
