@@ -1,0 +1,166 @@
+"""A structure is what the package's rules leave of the network's probabilities, with honest flags."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from inference.postprocessing import absent, exclusive, finish, flagged, propose, trimmed, volume_cm3
+from inference.segmentation import StructureMap
+from inference.volume import PlaneStack
+from models.card import Code, Postprocessing, Structure
+
+GLAND = Code(value="45289007", meaning="Parotid gland")
+LIMITS = (1.0, 40.0)
+
+
+def planes(slices: int = 30, spacing_mm: float = 1.0) -> PlaneStack:
+    origins = np.zeros((slices, 3))
+    origins[:, 2] = spacing_mm * np.arange(slices)
+    return PlaneStack(origins, np.array([1.0, 0, 0]), np.array([0, 1.0, 0]), 1.0, 1.0, 40, 40)
+
+
+def organ(name: str = "Organ", **rule: object) -> Structure:
+    side = {"L": "L", "R": "R"}.get(name[-1])
+    return Structure(
+        name=name,
+        channel=1,
+        color=(1, 2, 3),
+        code=GLAND,
+        laterality=side,
+        volume_cm3=LIMITS,
+        postprocessing=Postprocessing.model_validate(rule),
+    )
+
+
+def cube(*corner: int, side: int = 12, value: float = 0.9) -> np.ndarray:
+    probability = np.full((30, 40, 40), 0.05, np.float32)
+    z, y, x = corner
+    probability[z : z + side, y : y + side, x : x + side] = value
+    return probability
+
+
+def mapped(
+    structure: Structure, probability: np.ndarray, start: tuple[int, int, int] = (0, 0, 0)
+) -> StructureMap:
+    return StructureMap(structure, start, probability, structure.postprocessing.threshold, 0.9, ())
+
+
+@pytest.mark.parametrize(
+    ("rule", "voxels"),
+    [
+        ({"components": 1, "min_component_cm3": 0}, 1000),
+        ({"components": 2, "min_component_cm3": 0}, 1064),
+        ({"components": 0, "min_component_cm3": 0}, 1065),
+        ({"components": 0, "min_component_cm3": 0.05}, 1064),
+        ({"components": 1, "min_component_cm3": 2.0}, 0),
+        ({"threshold": 0.95, "min_component_cm3": 0}, 1),
+    ],
+)
+def test_components_are_kept_by_number_and_size(rule: dict[str, float], voxels: int) -> None:
+    probability = cube(2, 2, 2, side=10)
+    probability[20:24, 20:24, 20:24] = 0.8
+    probability[28, 30, 30] = 0.99
+    structure = organ(**rule)
+    assert (
+        finish(structure, (0, 0, 0), probability, planes()) >= structure.postprocessing.threshold
+    ).sum() == voxels
+
+
+def test_a_hole_is_filled_in_its_plane_and_a_bay_stays_open() -> None:
+    probability = cube(5, 5, 5)
+    probability[5:17, 9:11, 9:11] = 0.1  # a tunnel through every plane
+    probability[5:17, 5:8, 14:16] = 0.1  # a bay that reaches the outside
+    for fill, tunnel in ((True, True), (False, False)):
+        mask = finish(organ(fill_holes=fill), (0, 0, 0), probability, planes()) >= 0.5
+        assert mask[5:17, 9:11, 9:11].all() == tunnel
+        assert not mask[5:17, 5:8, 14:16].any()
+
+
+def test_what_is_proposed_has_a_margin_and_no_part_of_a_removed_component() -> None:
+    probability = cube(8, 8, 8, side=6)
+    probability[8:14, 8:14, 15:17] = 0.8
+    candidate = propose(probability, Postprocessing(), (3.0, 4.0, 4.0))
+    assert candidate.start == (7, 7, 7)
+    assert candidate.shape == (8, 8, 8)
+    assert (candidate.probability >= 0.5).sum() == 216
+    assert not candidate.at_end
+
+
+def test_smoothing_is_in_millimetres() -> None:
+    probability = np.zeros((21, 21, 21), np.float32)
+    probability[10, 10, 10] = 1
+    candidate = propose(
+        probability, Postprocessing(smooth_mm=4, threshold=0.01, min_component_cm3=0), (8.0, 4.0, 2.0)
+    )
+    spread = [int((candidate.probability >= 0.01).any(axis=axes).sum()) for axes in ((1, 2), (0, 2), (0, 1))]
+    assert spread[0] < spread[1] < spread[2]
+
+
+def test_confidence_is_one_at_a_sharp_edge_and_low_at_a_vague_one() -> None:
+    rule = Postprocessing(min_component_cm3=0)
+    confidences = []
+    for inside, outside in ((1.0, 0.0), (0.8, 0.2), (0.52, 0.48)):
+        probability = np.full((20, 20, 20), outside, np.float32)
+        probability[5:15, 5:15, 5:15] = inside
+        confidence = propose(probability, rule, (1.0, 1.0, 1.0)).confidence
+        assert confidence is not None
+        confidences.append(confidence)
+    assert confidences == pytest.approx([1.0, 0.6, 0.04], abs=0.01)
+
+
+def test_no_voxel_belongs_to_two_structures_and_the_more_probable_one_keeps_it() -> None:
+    first = mapped(organ("A", threshold=0.3), cube(5, 5, 5, value=0.6))
+    second = mapped(organ("B", threshold=0.3), cube(0, 0, 0, value=0.8)[:20, :20, :20], start=(3, 3, 3))
+    one, other = exclusive([first, second])
+    assert (other.mask == second.mask).all()
+    both = np.zeros((30, 40, 40), int)
+    for found in (one, other):
+        both[found.box] += found.mask
+    assert both.max() == 1
+    assert both.sum() == (12**3 * 2 - 10**3)
+
+
+@pytest.mark.parametrize(
+    ("probability", "cut_by_model", "flags"),
+    [
+        (cube(8, 8, 8), False, ()),
+        (cube(0, 8, 8), False, ("cut_by_field_of_view",)),
+        (cube(18, 8, 8), False, ("cut_by_field_of_view",)),
+        (cube(8, 8, 28), False, ("cut_by_field_of_view",)),
+        (cube(8, 8, 8, side=5), False, ("volume_out_of_range",)),
+        (cube(0, 8, 8, side=5), False, ("cut_by_field_of_view",)),
+        (cube(8, 8, 8, side=5), True, ("cut_by_model_extent",)),
+        (np.full((30, 40, 40), 0.9, np.float32), False, ("cut_by_field_of_view", "volume_out_of_range")),
+        (np.zeros((30, 40, 40), np.float32), False, ("not_found",)),
+    ],
+)
+def test_flags_say_what_to_look_at(
+    probability: np.ndarray, cut_by_model: bool, flags: tuple[str, ...]
+) -> None:
+    (found,) = flagged([trimmed(mapped(organ(), probability))], planes(), [cut_by_model])
+    assert found.flags == flags
+
+
+def test_a_left_organ_on_the_patients_right_is_flagged_with_its_partner() -> None:
+    left, right = organ("Gland_L"), organ("Gland_R")
+    for left_column, right_column, flags in ((25, 3, ()), (3, 25, ("implausible_side",))):
+        maps = [mapped(left, cube(8, 8, left_column)), mapped(right, cube(8, 8, right_column))]
+        assert [found.flags for found in flagged(maps, planes(), [False, False])] == [flags, flags]
+    alone = flagged([mapped(left, cube(8, 8, 3)), absent(right)], planes(), [False, False])
+    assert [found.flags for found in alone] == [(), ("not_found",)]
+
+
+def test_a_trimmed_box_has_one_voxel_of_margin_within_the_volume() -> None:
+    found = trimmed(mapped(organ(), cube(0, 8, 28)))
+    assert found.start == (0, 7, 27)
+    assert found.probability.shape == (13, 14, 13)
+
+
+def test_each_plane_counts_with_half_the_way_to_its_neighbours() -> None:
+    origins = np.zeros((4, 3))
+    origins[:, 2] = (0, 1, 3, 7)
+    uneven = PlaneStack(origins, np.array([1.0, 0, 0]), np.array([0, 1.0, 0]), 2.0, 5.0, 10, 10)
+    assert volume_cm3(mapped(organ(), np.ones((4, 10, 10), np.float32)), uneven) == pytest.approx(
+        (1 + 1.5 + 3 + 4) * 1000 / 1000
+    )

@@ -1,0 +1,85 @@
+"""The network runs where it was told to, or not at all."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from inference.errors import DeviceUnavailableError, InferenceFailedError
+from inference.session import Device, Session, check_runtimes, device_in_use, installed_runtimes
+from models.card import PACKAGES
+
+ONNX = PACKAGES / "anatomynet-hn" / "model.onnx"
+CUDA, CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
+
+
+@pytest.mark.parametrize(
+    ("providers", "wanted", "allow_cpu", "actual"),
+    [
+        ([CUDA, CPU], "cuda", False, "cuda"),
+        ([CUDA, CPU], "cuda", True, "cuda"),
+        ([CPU], "cuda", True, "cpu"),
+        ([CPU], "cpu", False, "cpu"),
+        ([CPU], "cpu", True, "cpu"),
+    ],
+)
+def test_the_first_provider_is_the_device(
+    providers: list[str], wanted: Device, allow_cpu: bool, actual: str
+) -> None:
+    assert device_in_use(providers, wanted, allow_cpu) == actual
+
+
+@pytest.mark.parametrize(
+    ("providers", "wanted", "allow_cpu"),
+    [([CPU], "cuda", False), ([CUDA, CPU], "cpu", True), (["Other"], "cpu", True), ([], "cuda", True)],
+)
+def test_any_other_device_is_refused(providers: list[str], wanted: Device, allow_cpu: bool) -> None:
+    with pytest.raises(DeviceUnavailableError):
+        device_in_use(providers, wanted, allow_cpu)
+
+
+@pytest.mark.parametrize(
+    ("installed", "words"),
+    [
+        ((), "ONNX Runtime is not installed"),
+        (("onnxruntime", "onnxruntime-gpu"), "pip uninstall -y onnxruntime onnxruntime-gpu"),
+    ],
+)
+def test_none_or_two_runtimes_are_refused_with_the_command_that_mends_it(
+    installed: tuple[str, ...], words: str
+) -> None:
+    with pytest.raises(DeviceUnavailableError, match=re.escape(words)):
+        check_runtimes(installed)
+
+
+def test_this_environment_has_exactly_one_runtime() -> None:
+    check_runtimes(installed_runtimes())
+
+
+def test_cuda_that_is_missing_is_refused_unless_the_cpu_may_stand_in() -> None:
+    import onnxruntime
+
+    if CUDA in onnxruntime.get_available_providers():
+        pytest.skip("needs a machine without CUDA")
+    with pytest.raises(DeviceUnavailableError, match="runs on cpu"):
+        Session(ONNX, "cuda", allow_cpu=False, threads=1)
+    assert Session(ONNX, "cuda", allow_cpu=True, threads=1).device == "cpu"
+
+
+def test_probabilities_add_up_to_one_for_any_even_extent() -> None:
+    session = Session(ONNX, "cpu", allow_cpu=True, threads=1)
+    for shape in ((2, 2, 2), (16, 8, 22)):
+        probabilities = session.run(np.random.default_rng(0).random((1, 1, *shape), np.float32))
+        assert probabilities.shape == (1, session.classes, *shape)
+        np.testing.assert_allclose(probabilities.sum(axis=1), 1, atol=1e-5)
+
+
+def test_what_the_runtime_refuses_comes_as_our_own_error(tmp_path: Path) -> None:
+    (tmp_path / "model.onnx").write_bytes(b"no network")
+    with pytest.raises(InferenceFailedError, match="cannot be loaded"):
+        Session(tmp_path / "model.onnx", "cpu", allow_cpu=True, threads=1)
+    with pytest.raises(InferenceFailedError, match="forward pass"):
+        Session(ONNX, "cpu", allow_cpu=True, threads=1).run(np.zeros((1, 1, 3, 3, 3), np.float32))
