@@ -341,13 +341,14 @@ def models_export(
 
 @models_app.command("evaluate")
 def models_evaluate(
-    data: Annotated[Path, typer.Argument(help="Folder of OpenKBP patients (.npz).", exists=True)],
+    data: Annotated[Path, typer.Option("--data", help="Folder of OpenKBP patients (.npz).", exists=True)],
     output: Annotated[Path, typer.Option("--output", help="Folder for the figures.")],
     patients: Annotated[
         int | None, typer.Option("--patients", min=1, help="Only so many; without it all.")
     ] = None,
 ) -> None:
     """Judge a model through the product: CT series in, RT-STRUCT out, Dice against the patients' own."""
+    _need_torch()
     from models import evaluation
 
     evaluation.evaluate(data, output, patients, report=typer.echo)

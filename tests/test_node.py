@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import random
+import sys
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -201,3 +202,14 @@ def test_the_same_series_pushed_again_makes_no_second_object(series: Sent, tmp_p
         )
         assert assert_only_one_ever_came(node).read_bytes() == first
         assert len(node.jobs()) == 1
+
+
+def test_the_demo_contours_a_series_of_your_own_and_draws_it(series: Sent, tmp_path: Path) -> None:
+    shown = run(
+        [sys.executable, "-m", "dicom_node", "demo", "--ct", series.folder, "--output", tmp_path / "shown"],
+        200,
+    )
+    assert shown.returncode == 0, shown.stdout
+    assert "Not a medical device" in shown.stdout
+    assert dcmread(tmp_path / "shown" / "rt_struct.dcm").Modality == "RTSTRUCT"
+    assert (tmp_path / "shown" / "contours.png").read_bytes().startswith(b"\x89PNG")
