@@ -137,6 +137,7 @@ class Rehearsal:
         try:
             self.start_node()
         except BaseException:
+            self.stop_node()
             self.archive.stop()
             raise
         return self
