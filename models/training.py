@@ -30,11 +30,16 @@ WATCH_EVERY = 200
 
 @dataclass(frozen=True)
 class Phase:
-    """A stretch of training with one crop shape (slices, rows, columns) and batch size."""
+    """A stretch of training with one crop shape (slices, rows, columns) and batch size.
+
+    The learning rate falls in a straight line from the first of `rates` to the second. A phase that
+    begins with a higher rate than the last one ended with is a warm restart.
+    """
 
     steps: int
     batch: int
     shape: tuple[int, int, int]
+    rates: tuple[float, float]
     centre_on_structure: float = 0.75
 
 
@@ -50,7 +55,6 @@ class TrainingConfig:
     held_out: int
     focal_weight: float
     class_weights: tuple[float, ...]
-    learning_rate: float
     weight_decay: float
     ema_decay: float
     phases: tuple[Phase, ...]
@@ -61,13 +65,18 @@ class TrainingConfig:
         """Steps of all phases together."""
         return sum(phase.steps for phase in self.phases)
 
-    def phase_at(self, step: int) -> Phase:
-        """The phase that a step belongs to."""
+    def phase_at(self, step: int) -> tuple[Phase, float]:
+        """The phase that a step belongs to, and its learning rate.
+
+        Raises:
+            ValueError: the step is not below `total_steps`.
+        """
         for phase in self.phases:
             if step < phase.steps:
-                return phase
+                first, last = phase.rates
+                return phase, first + (last - first) * step / phase.steps
             step -= phase.steps
-        return self.phases[-1]
+        raise ValueError(f"the phases end {step} steps before this one")
 
 
 def read_config(path: Path) -> TrainingConfig:
@@ -84,10 +93,12 @@ def read_config(path: Path) -> TrainingConfig:
         held_out=raw["held_out"],
         focal_weight=raw["focal_weight"],
         class_weights=tuple(raw["class_weights"]),
-        learning_rate=raw["learning_rate"],
         weight_decay=raw["weight_decay"],
         ema_decay=raw["ema_decay"],
-        phases=tuple(Phase(**{**phase, "shape": tuple(phase["shape"])}) for phase in raw["phases"]),
+        phases=tuple(
+            Phase(**{**phase, "shape": tuple(phase["shape"]), "rates": tuple(phase["rates"])})
+            for phase in raw["phases"]
+        ),
         augmentation=Augmentation(**raw["augmentation"], mirror_pairs=pairs),
     )
 
@@ -102,7 +113,7 @@ def _batch(
     config: TrainingConfig, patients: list[Patient], step: int, device: torch.device
 ) -> tuple[Tensor, Tensor, Tensor]:
     rng = np.random.default_rng((config.seed, step))
-    phase = config.phase_at(step)
+    phase, _ = config.phase_at(step)
     augmentation = replace(config.augmentation, centre_on_structure=phase.centre_on_structure)
     crops = [
         sample_crop(
@@ -189,9 +200,7 @@ def _start(config: TrainingConfig, device: torch.device) -> _Run:
     average = _placed(AnatomyNet(len(config.structures) + 1), device)
     average.load_state_dict(network.state_dict())
     average.eval()
-    optimizer = torch.optim.AdamW(
-        network.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
-    )
+    optimizer = torch.optim.AdamW(network.parameters(), weight_decay=config.weight_decay)
     return _Run(network, average, optimizer)
 
 
@@ -208,8 +217,7 @@ def train(config: TrainingConfig, data: Path, output: Path, report: Callable[[st
     """Train to the end of the configuration's phases; resume from `output` where it holds a checkpoint.
 
     Writes `checkpoint.pt`, `loss.csv` and `watch.csv` (Dice of the averaged weights on the held-out
-    training patients) into `output`. Returns the checkpoint's path. The learning rate falls as
-    (1 - step / total) ** 0.9, as in the paper's successors.
+    training patients) into `output`. Returns the checkpoint's path.
     """
     output.mkdir(parents=True, exist_ok=True)
     checkpoint = output / "checkpoint.pt"
@@ -223,7 +231,7 @@ def train(config: TrainingConfig, data: Path, output: Path, report: Callable[[st
     weights = torch.tensor(config.class_weights, device=device)
     began, first = time.monotonic(), run.step
     while run.step < config.total_steps:
-        rate = config.learning_rate * (1 - run.step / config.total_steps) ** 0.9
+        _, rate = config.phase_at(run.step)
         for group in run.optimizer.param_groups:
             group["lr"] = rate
         image, labels, annotated = _batch(config, taught, run.step, device)

@@ -34,12 +34,11 @@ CONFIG = TrainingConfig(
     held_out=1,
     focal_weight=0.5,
     class_weights=(1.0, 1.0, 1.0),
-    learning_rate=5e-3,
     weight_decay=0.0,
     ema_decay=0.9,
     phases=(
-        Phase(steps=3, batch=2, shape=(16, 16, 16)),
-        Phase(steps=3, batch=1, shape=(20, 16, 18)),
+        Phase(steps=3, batch=2, shape=(16, 16, 16), rates=(5e-3, 2e-3)),
+        Phase(steps=3, batch=1, shape=(20, 16, 18), rates=(4e-3, 0.0)),
     ),
     augmentation=Augmentation(rotation_deg=5, scale=0.1, noise_hu=10),
 )
@@ -96,7 +95,10 @@ def test_a_training_cut_off_and_resumed_gives_the_weights_of_an_uninterrupted_on
 def test_training_finds_the_structures_of_a_phantom_that_it_was_never_shown(
     patients: Path, tmp_path: Path
 ) -> None:
-    config = replace(CONFIG, phases=(Phase(steps=40, batch=1, shape=(24, 20, 24), centre_on_structure=0.0),))
+    config = replace(
+        CONFIG,
+        phases=(Phase(steps=40, batch=1, shape=(24, 20, 24), rates=(5e-3, 0.0), centre_on_structure=0.0),),
+    )
     train(config, patients, tmp_path / "run", report=lambda _: None)
     header, *rows = (tmp_path / "run" / "watch.csv").read_text().splitlines()
     dice = dict(zip(header.split(","), map(float, rows[-1].split(",")), strict=True))
