@@ -16,6 +16,7 @@ from dicom_node import logs
 from dicom_node.ct_series import SeriesBuilder
 from dicom_node.ct_slice import SliceRejectedError, read_slice
 from dicom_node.errors import PermanentError, TransientError
+from dicom_node.refusals import Refusal
 
 MAX_OPEN = 4
 MAX_BYTES = 1 << 30
@@ -25,7 +26,7 @@ log = logs.get(__name__)
 
 
 class SpoolFileLostError(PermanentError):
-    """A file that was received and fsynced is not there any more: somebody removed it."""
+    """A file that was received and fsynced is gone, or no DICOM file any more."""
 
 
 class SpoolUnreadableError(TransientError):
@@ -41,7 +42,14 @@ class Spooled:
 
 
 @dataclass
-class _Open:
+class Begun:
+    """A series that is decoded in part.
+
+    Attributes:
+        decoded_to: the number of the last instance in `builder`.
+        size_bytes: of the HU in `builder`.
+    """
+
     builder: SeriesBuilder = field(default_factory=SeriesBuilder)
     decoded_to: int = 0
     size_bytes: int = 0
@@ -50,13 +58,13 @@ class _Open:
 class Decoder:
     """The builders of the series that arrive now.
 
-    One thread calls it; it decodes in several. Series are named by their row's number.
+    One thread calls it, all but `whole`; it decodes in several. Series are named by their row's number.
     """
 
     def __init__(self, max_open: int = MAX_OPEN, max_bytes: int = MAX_BYTES) -> None:
         self._max_open = max_open
         self._max_bytes = max_bytes
-        self._open: dict[int, _Open] = {}
+        self._open: dict[int, Begun] = {}
         self._given_up: set[int] = set()
         self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="decode")
 
@@ -83,42 +91,40 @@ class Decoder:
     def ahead(self, series: int, instances: Sequence[Spooled]) -> None:
         """Decode what has arrived. What goes wrong here is found again, and told, when the job runs."""
         try:
-            self._decode(series, instances)
+            begun = self._open.pop(series, None) or Begun()
+            self._open[series] = begun  # the last touched is the last to be given up
+            self._decode(begun, instances)
         except Exception as problem:
             log.warning("a series is not decoded ahead", series=series, exc_info=problem)
             self._give_up(series)
         self._keep_within_bounds(series)
 
-    def whole(self, series: int, instances: Sequence[Spooled]) -> SeriesBuilder:
+    def take(self, series: int) -> Begun:
+        """What is decoded so far, which is the caller's from now on; slices that still come begin anew."""
+        self._given_up.discard(series)
+        return self._open.pop(series, None) or Begun()
+
+    def whole(self, begun: Begun, instances: Sequence[Spooled]) -> SeriesBuilder:
         """The builder with all of the series in it; only what was not decoded ahead is left to do.
+
+        Any thread may call this with what was taken.
 
         Raises:
             SpoolFileLostError, SpoolUnreadableError: a file is not there, or cannot be read now.
         """
-        self._given_up.discard(series)
-        decoded_to = self._open[series].decoded_to if series in self._open else 0
         try:
-            self._decode(series, [instance for instance in instances if instance.id > decoded_to])
+            self._decode(begun, [instance for instance in instances if instance.id > begun.decoded_to])
         except FileNotFoundError as problem:
-            self.forget(series)
             reason = "a received slice is not in the spool any more; push the series again to a new spool"
             raise SpoolFileLostError(reason) from problem
         except OSError as problem:
-            self.forget(series)
             raise SpoolUnreadableError(f"the spool cannot be read: {problem.strerror}") from problem
-        return self._open[series].builder
+        return begun.builder
 
-    def forget(self, series: int) -> None:
-        """The series is done with."""
-        self._open.pop(series, None)
-        self._given_up.discard(series)
-
-    def _decode(self, series: int, instances: Sequence[Spooled]) -> None:
-        one = self._open.setdefault(series, _Open())
-        self._open[series] = self._open.pop(series)  # the last touched is the last to be given up
-        for size in self._pool.map(lambda instance: _place(one.builder, instance.file), instances):
-            one.size_bytes += size
-        one.decoded_to = max([one.decoded_to, *(instance.id for instance in instances)])
+    def _decode(self, begun: Begun, instances: Sequence[Spooled]) -> None:
+        for size in self._pool.map(lambda instance: _place(begun.builder, instance.file), instances):
+            begun.size_bytes += size
+        begun.decoded_to = max([begun.decoded_to, *(instance.id for instance in instances)])
 
     def _keep_within_bounds(self, current: int) -> None:
         while len(self._open) > self._max_open or self.size_bytes > self._max_bytes:
@@ -135,6 +141,9 @@ def _place(builder: SeriesBuilder, file: Path) -> int:
     try:
         piece = read_slice(file)
     except SliceRejectedError as refusal:
+        if refusal.code == Refusal.NOT_DICOM:  # it was one when it was received
+            reason = "a received slice is damaged in the spool: check the disk, and push to a new spool"
+            raise SpoolFileLostError(reason) from refusal
         builder.refuse(refusal)
         return 0
     builder.add(piece)

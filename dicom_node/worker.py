@@ -11,6 +11,8 @@ import hashlib
 import math
 import threading
 from collections.abc import Callable, Iterator
+from concurrent import futures
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -23,9 +25,8 @@ from dicom_node import contouring, jobs, logs, scu, siblings
 from dicom_node.assembly import Assembler, spooled
 from dicom_node.config import Config
 from dicom_node.contouring import Contoured
-from dicom_node.ct_series import CtSeries
 from dicom_node.database import ChangeWatch, reading, transaction
-from dicom_node.decoding import Decoder
+from dicom_node.decoding import Begun, Decoder, Spooled
 from dicom_node.deliverer import Deliverer
 from dicom_node.durable import write_durably
 from dicom_node.errors import AnatomyNodeError, SeriesRejectedError, TransientError
@@ -49,17 +50,33 @@ log = logs.get(__name__)
 
 @dataclass(frozen=True)
 class Run:
-    """One try at a job; `attempt` tells it from an earlier one that late slices have overtaken."""
+    """One try at a job, with all that contouring needs to know, as it was in the transaction that began it.
+
+    Attributes:
+        attempt: tells it from an earlier try that late slices have overtaken.
+    """
 
     job_id: int
     series_id: int
     attempt: int
     created_at: float
     predecessor_sop_instance_uid: str | None
+    instances: tuple[Spooled, ...]
+
+
+@dataclass(frozen=True)
+class UnderWay:
+    """The run that is contoured now; its outcome is kept here until the database has taken it."""
+
+    run: Run
+    outcome: Future[Result]
 
 
 class Worker:
     """Contours what is complete, one job at a time, and has it sent.
+
+    One thread decides everything. Contouring, which decides nothing and touches no database, has a
+    thread of its own, so that meanwhile the slices of other series are decoded and taken for complete.
 
     Everything that must outlive a crash is in the database and the spool: what a new worker finds there
     is all that it needs to go on.
@@ -94,6 +111,8 @@ class Worker:
         self._peer_counts = _peer_counts(config)
         self._assembler = Assembler(config, engine, clock, self._model, self._decoder, self._peer_counts)
         self._deliverer = Deliverer(config, engine, clock)
+        self._contouring = ThreadPoolExecutor(1, thread_name_prefix="contour")
+        self._under_way: UnderWay | None = None
         self._figures = WorkerFigures(clock())
         self._figures.put(
             device=self._segmenter.device,
@@ -138,9 +157,14 @@ class Worker:
             ready()
             while not stop.is_set():
                 self._wait(stop, watch, self._step_or_rest(stop))
+            try:
+                self.finish()
+            except OperationalError as problem:
+                log.error("the outcome cannot be kept; contoured again after the start", exc_info=problem)
 
     def close(self) -> None:
-        """End the threads of decoding and asking."""
+        """End the threads of contouring, decoding and asking."""
+        self._contouring.shutdown()
         self._decoder.close()
         if self._peer_counts is not None:
             self._peer_counts.close()
@@ -153,15 +177,25 @@ class Worker:
             log.warning("the worker ended under a job", job=job_id, state=state)
 
     def step(self) -> float:
-        """Do everything that is due now, at most one job; when time alone will make more due."""
+        """Do what is due now, and begin a job where none runs; when time alone will make more due."""
         self._figures.progress(self._clock())
+        self._record()
         look_again_at = self._assembler.step()
         self._figures.put(open_series=self._decoder.open_series, open_series_bytes=self._decoder.size_bytes)
+        if self._under_way is not None:
+            return look_again_at
         run, job_look_again_at = self._next_run()
         if run is None:
             return min(look_again_at, job_look_again_at)
-        self._contour(run)
+        self._begin(run)
         return self._clock()
+
+    def finish(self) -> None:
+        """Wait for the job that runs, and record what became of it."""
+        while self._under_way is not None:
+            self._figures.progress(self._clock())
+            futures.wait((self._under_way.outcome,), POLL_S)
+            self._record()
 
     def _step_or_rest(self, stop: threading.Event) -> float:
         """A step; where the database cannot be written, such as on a full disk, a rest and another try."""
@@ -170,21 +204,10 @@ class Worker:
         except OperationalError as problem:
             log.error("the database cannot be used now", exc_info=problem)
             stop.wait(AFTER_TROUBLE_S)
-            self._give_back_interrupted()
             return self._clock()
 
-    def _give_back_interrupted(self) -> None:
-        """Requeue the job whose outcome could not be written; nothing runs while this does."""
-        try:
-            with transaction(self._engine) as session:
-                for job in session.scalars(select(Job).where(Job.state == JobState.RUNNING)):
-                    now = self._clock()
-                    jobs.postpone(session, job, "the database could not be written", now, now)
-        except OperationalError as problem:
-            log.error("the database still cannot be used", exc_info=problem)
-
     def _wait(self, stop: threading.Event, watch: ChangeWatch, look_again_at: float) -> None:
-        """Until somebody has committed something, or time has made something due.
+        """Until somebody has committed something, the job has ended, or time has made something due.
 
         A commit is seen at the next poll, not at once: hundreds of slices a second must not keep this
         process busy with looking, and the listener short of the core.
@@ -194,7 +217,11 @@ class Worker:
             self._figures.progress(now)
             if now >= look_again_at:
                 return
-            stop.wait(min(POLL_S, look_again_at - now))
+            pause_s = min(POLL_S, look_again_at - now)
+            if self._under_way is None:
+                stop.wait(pause_s)
+            elif futures.wait((self._under_way.outcome,), pause_s).done:
+                return
             if watch.changed():
                 return
 
@@ -263,42 +290,49 @@ class Worker:
 
     def _start(self, session: Session, job: Job, now: float) -> Run:
         jobs.start(session, job, now, f"contouring begins on {self._segmenter.device}")
-        return Run(job.id, job.series_id, job.attempts, job.created_at, job.predecessor_sop_instance_uid)
+        instances = tuple(spooled(session, self._config.storage.spool, job.series_id))
+        return Run(
+            job.id, job.series_id, job.attempts, job.created_at, job.predecessor_sop_instance_uid, instances
+        )
 
     # --- one job -----------------------------------------------------------------------------------
 
-    def _contour(self, run: Run) -> None:
-        """Contour one series, and record what became of it."""
-        self._figures.put(running_job=run.job_id)
+    def _begin(self, run: Run) -> None:
+        """Hand the series over to the thread that contours; what comes late is decoded anew, beside it."""
+        self._figures.job_begins(run.job_id, self._clock())
+        begun = self._decoder.take(run.series_id)
+        self._under_way = UnderWay(run, self._contouring.submit(self._result, run, begun))
+
+    def _record(self) -> None:
+        """What became of the run, once it has ended."""
+        if self._under_way is None or not self._under_way.outcome.done():
+            return
+        run, outcome = self._under_way.run, self._under_way.outcome
         with logs.bound(job=run.job_id):
             try:
-                contoured = self._contoured(run)
-                result = self._kept(contoured)
-            except OperationalError:
-                raise  # the database's trouble, not the job's
+                result = outcome.result()
             except Exception as problem:  # the class decides; what is not ours is a bug, and told as one
                 self._end_badly(run, problem)
             else:
                 self._end_well(run, result)
-            finally:
-                self._figures.put(running_job=None)
-        self._decoder.forget(run.series_id)
+        self._under_way = None
+        self._figures.job_ends()
 
-    def _contoured(self, run: Run) -> Contoured:
+    def _result(self, run: Run, begun: Begun) -> Result:
+        """Contour one series, in the thread for it; touches no database."""
+        with logs.bound(job=run.job_id):
+            return self._kept(self._contoured(run, begun))
+
+    def _contoured(self, run: Run, begun: Begun) -> Contoured:
         watch = contouring.Stopwatch()
         with watch.stage("decode"):
-            series = self._series(run.series_id)
+            series = self._decoder.whole(begun, run.instances).build(self._config.series.min_slices)
         created_at = datetime.fromtimestamp(run.created_at, UTC)
         options = contouring.options_of(self._config, self._package.description, created_at)
         options = replace(options, predecessor_sop_instance_uid=run.predecessor_sop_instance_uid)
         done = contouring.contour(series, self._segmenter, options)
         seconds = {stage: round(value, 4) for stage, value in {**watch.seconds, **done.seconds}.items()}
         return replace(done, report={**done.report, "seconds": seconds}, seconds=seconds)
-
-    def _series(self, series_id: int) -> CtSeries:
-        with reading(self._engine) as session:
-            instances = spooled(session, self._config.storage.spool, series_id)
-        return self._decoder.whole(series_id, instances).build(self._config.series.min_slices)
 
     def _kept(self, contoured: Contoured) -> Result:
         """The result after its bytes are fsynced; the same bytes have the same name."""

@@ -21,8 +21,8 @@ from dicom_node.database import transaction
 from dicom_node.schema import WorkerStatus
 
 BEAT_S = 1.0
-IDLE_LIMIT_S = 60.0
-"""A worker without a job looks around many times a second; one that did not for this long hangs."""
+LOOP_LIMIT_S = 60.0
+"""The worker looks around many times a second; one that did not for this long hangs."""
 JOB_LIMIT_S = 1800.0
 """No job takes this long, not even a whole CT on a slow CPU."""
 
@@ -36,22 +36,33 @@ class WorkerFigures:
         self._lock = threading.Lock()
         self._values: dict[str, Any] = {"started_at": started_at, "running_job": None}
         self._progress_at = started_at
+        self._job_began_at = started_at
 
     def put(self, **values: Any) -> None:
-        """Set figures, such as `running_job=7`."""
+        """Set figures, such as `device="cuda"`."""
         with self._lock:
             self._values.update(values)
 
     def progress(self, at: float) -> None:
-        """The worker has come around its loop, or begun a job."""
+        """The worker has come around its loop."""
         with self._lock:
             self._progress_at = at
 
-    def is_alive(self, now: float) -> bool:
-        """Whether the last progress is recent enough for what the worker does."""
+    def job_begins(self, job: int, at: float) -> None:
+        """The job is contoured from now on."""
         with self._lock:
-            limit_s = IDLE_LIMIT_S if self._values["running_job"] is None else JOB_LIMIT_S
-            return now - self._progress_at < limit_s
+            self._values["running_job"], self._job_began_at = job, at
+
+    def job_ends(self) -> None:
+        """No job is contoured any more."""
+        with self._lock:
+            self._values["running_job"] = None
+
+    def is_alive(self, now: float) -> bool:
+        """Whether the worker comes around its loop, and its job, if there is one, to an end."""
+        with self._lock:
+            job_hangs = self._values["running_job"] is not None and now - self._job_began_at >= JOB_LIMIT_S
+            return now - self._progress_at < LOOP_LIMIT_S and not job_hangs
 
     def as_json(self) -> dict[str, Any]:
         """The keys that `metrics.py` reads.

@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 
 from dicom_node.decoding import Decoder, Spooled, SpoolFileLostError
-from dicom_node.errors import SeriesRejectedError
 from tests import phantoms
 from tests.phantoms import Phantom
 
@@ -29,8 +28,7 @@ def test_what_was_decoded_ahead_is_not_read_again(decoder: Decoder, spooled: lis
     assert (decoder.decoded_to(1), decoder.size_bytes) == (3, 3 * 64 * 64 * 2)
     for one in spooled[:3]:
         one.file.unlink()
-    assert len(decoder.whole(1, spooled)) == 4
-    decoder.forget(1)
+    assert len(decoder.whole(decoder.take(1), spooled)) == 4
     assert (decoder.open_series, decoder.decoded_to(1)) == (0, 0)
 
 
@@ -41,7 +39,7 @@ def test_the_series_untouched_for_longest_is_given_up_and_decoded_when_its_job_r
         decoder.ahead(series, spooled[:2])
     assert decoder.open_series == 2
     assert [decoder.decoded_to(series) for series in (1, 2, 3)] == [2, None, 2]
-    assert len(decoder.whole(2, spooled)) == 4
+    assert len(decoder.whole(decoder.take(2), spooled)) == 4
 
 
 def test_one_series_beyond_the_memory_bound_is_not_kept(spooled: list[Spooled]) -> None:
@@ -58,11 +56,22 @@ def test_a_lost_file_is_told_when_the_job_runs_and_not_before(
     decoder.ahead(1, spooled)
     assert decoder.decoded_to(1) is None
     with pytest.raises(SpoolFileLostError):
-        decoder.whole(1, spooled)
+        decoder.whole(decoder.take(1), spooled)
 
 
-def test_a_damaged_slice_is_a_refusal_of_its_series(decoder: Decoder, spooled: list[Spooled]) -> None:
+def test_a_file_that_the_disk_damaged_is_no_fault_of_its_series(
+    decoder: Decoder, spooled: list[Spooled]
+) -> None:
     spooled[0].file.write_bytes(b"no DICOM")
-    builder = decoder.whole(1, spooled)
-    with pytest.raises(SeriesRejectedError):
-        builder.build(2)
+    with pytest.raises(SpoolFileLostError, match="damaged"):
+        decoder.whole(decoder.take(1), spooled)
+
+
+def test_slices_that_come_after_the_series_was_taken_begin_anew(
+    decoder: Decoder, spooled: list[Spooled]
+) -> None:
+    decoder.ahead(1, spooled[:3])
+    taken = decoder.take(1)
+    decoder.ahead(1, spooled)
+    assert (len(taken.builder), decoder.decoded_to(1)) == (3, 4)
+    assert len(decoder.whole(taken, spooled[:3])) == 3

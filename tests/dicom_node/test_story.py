@@ -26,6 +26,7 @@ def engine(tmp_path: Path) -> Iterator[Engine]:
     receive(engine, config, Phantom(), at=1000.0)
     worker = Worker(config, engine, BoxSegmenter, lambda: 1002.5)  # type: ignore[arg-type]
     worker.step()
+    worker.finish()
     worker.close()
     with transaction(engine) as session:
         (delivery,) = jobs.deliveries_of(session, session.get_one(Job, 1))

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from sqlalchemy import Engine, select
+from sqlalchemy.exc import OperationalError
 
 from dicom_node import jobs, migrate
 from dicom_node import worker as worker_module
@@ -48,6 +49,13 @@ class Node:
 
         self.workers.append(Worker(self.config, self.engine, make, self.clock))
         return self.workers[-1]
+
+    @staticmethod
+    def step(worker: Worker) -> float:
+        """A step, and the job that it began, to its end."""
+        look_again_at = worker.step()
+        worker.finish()
+        return look_again_at
 
     def receive(self, phantom: Phantom = PHANTOM, **how: Any) -> None:
         receive(self.engine, self.config, phantom, self.now, **how)
@@ -106,10 +114,10 @@ def test_a_released_series_is_contoured_after_its_grace_and_its_result_is_there_
 ) -> None:
     worker = node.worker()
     node.receive()
-    assert worker.step() == pytest.approx(1002.0)
+    assert node.step(worker) == pytest.approx(1002.0)
     assert node.jobs() == []
     node.now = 1002.0
-    worker.step()
+    node.step(worker)
     job, series, (delivery,) = node.job(), node.series(), node.deliveries()
     assert (job.state, job.created_at, series.state) == (JobState.READY, 1002.0, SeriesState.COMPLETE)
     assert (series.evidence or {})["kind"] == "association"
@@ -123,11 +131,11 @@ def test_slices_are_decoded_while_they_arrive(node: Node, monkeypatch: pytest.Mo
     worker = node.worker()
     for index in range(24):
         node.receive(which=[index], outcome=None)
-        worker.step()
+        node.step(worker)
     read: list[Path] = []
     monkeypatch.setattr("dicom_node.decoding.read_slice", read.append)
     node.now += 31.0
-    worker.step()
+    node.step(worker)
     assert node.job().state is JobState.READY
     assert read == []
 
@@ -146,14 +154,14 @@ def test_the_same_job_gives_the_same_bytes_after_a_crash_between_result_and_comm
     with monkeypatch.context() as patch:
         patch.setattr(jobs, "finish", pull)
         with pytest.raises(PulledPlugError):
-            node.worker().step()
+            node.step(node.worker())
     assert node.job().state is JobState.RUNNING
     (before,) = node.config.storage.results.iterdir()
     node.now += 100.0
     restarted = node.worker()
     restarted.recover()
     assert node.job().state is JobState.QUEUED
-    restarted.step()
+    node.step(restarted)
     assert (node.job().state, node.job().attempts) == (JobState.READY, 2)
     (after,) = node.config.storage.results.iterdir()
     assert after == before
@@ -175,7 +183,7 @@ def test_the_class_of_an_error_decides_the_fate_of_the_job(
     worker = node.worker()
     node.receive()
     node.now += 2.0
-    worker.step()
+    node.step(worker)
     job = node.job()
     assert (job.state, job.reason_code) == (state, code)
     assert SECRET not in f"{job.reason}{job.traceback}"
@@ -188,12 +196,12 @@ def test_a_transient_failure_is_tried_again_after_its_delay(node: Node) -> None:
     worker = node.worker()
     node.receive()
     node.now += 2.0
-    worker.step()
-    assert worker.step() == pytest.approx(1007.0)
+    node.step(worker)
+    assert node.step(worker) == pytest.approx(1007.0)
     assert node.job().attempts == 1
     node.segmenters[0].problem = None
     node.now = 1007.0
-    worker.step()
+    node.step(worker)
     assert node.job().state is JobState.READY
 
 
@@ -206,11 +214,11 @@ def test_a_full_disk_postpones_the_job(node: Node, monkeypatch: pytest.MonkeyPat
     node.now += 2.0
     with monkeypatch.context() as patch:
         patch.setattr(worker_module, "write_durably", full)
-        worker.step()
+        node.step(worker)
     assert node.job().state is JobState.QUEUED
     assert "No space left" in (node.job().reason or "")
     node.now += 5.0
-    worker.step()
+    node.step(worker)
     assert node.job().state is JobState.READY
 
 
@@ -218,7 +226,7 @@ def test_a_series_that_is_not_ours_to_contour_is_rejected_with_its_reason(node: 
     worker = node.worker()
     node.receive(which=[*range(9), *range(10, 24)])
     node.now += 31.0
-    worker.step()
+    node.step(worker)
     job = node.job()
     assert (job.state, job.reason_code) == (JobState.REJECTED, "missing_slice")
     assert node.segmenters[0].runs == 0
@@ -229,7 +237,7 @@ def test_an_unapproved_model_sends_nothing_and_says_what_to_do(make_node: Callab
     worker = node.worker()
     node.receive()
     node.now += 2.0
-    worker.step()
+    node.step(worker)
     job = node.job()
     assert (job.state, job.reason_code) == (JobState.HELD, "model_not_approved")
     assert job.model_sha256 in (job.reason or "")
@@ -239,7 +247,7 @@ def test_an_unapproved_model_sends_nothing_and_says_what_to_do(make_node: Callab
         jobs.release(session, session.get_one(Job, job.id), node.now)
     approved = {**node.config.model.model_dump(), "approved_sha256": job.model_sha256}
     node.config = Config.model_validate({**node.config.model_dump(), "model": approved})
-    node.worker().step()
+    node.step(node.worker())
     assert node.job().state is JobState.READY
 
 
@@ -257,26 +265,117 @@ def test_late_slices_during_the_run_drop_its_outcome_and_all_are_contoured(
         return contour(*arguments)
 
     monkeypatch.setattr(worker_module.contouring, "contour", meanwhile)
-    worker.step()
+    node.step(worker)
     assert (node.job().state, node.series().state) == (JobState.QUEUED, SeriesState.RECEIVING)
     assert node.deliveries() == []
     node.now += 30.0
-    worker.step()
+    node.step(worker)
     assert (node.job().state, node.job().revision) == (JobState.READY, 1)
     assert (node.series().evidence or {})["instances"] == 24
+
+
+@dataclass
+class Gate:
+    """Holds contouring up until it is opened, and knows how often something came to it."""
+
+    opened: threading.Event = field(default_factory=threading.Event)
+    reached: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
+
+    def wait(self) -> None:
+        self.reached.release()
+        assert self.opened.wait(30)
+
+
+@pytest.fixture
+def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
+    gate, contour = Gate(), worker_module.contouring.contour
+
+    def held_up(*arguments: Any) -> Any:
+        gate.wait()
+        return contour(*arguments)
+
+    monkeypatch.setattr(worker_module.contouring, "contour", held_up)
+    yield gate
+    gate.opened.set()
+
+
+def test_while_a_job_runs_other_series_are_decoded_and_queued_and_none_runs_beside_it(
+    node: Node, gate: Gate
+) -> None:
+    worker = node.worker()
+    node.receive()
+    node.now += 2.0
+    worker.step()
+    assert gate.reached.acquire(timeout=30)
+    node.receive(PHANTOM.but(series="2", study="2"), which=range(23), outcome=None)
+    worker.step()
+    assert (worker._decoder.open_series, len(node.jobs())) == (1, 1)
+    node.receive(PHANTOM.but(series="2", study="2"), which=[23])
+    node.now += 30.0
+    worker.step()
+    worker.step()
+    assert [job.state for job in node.jobs()] == [JobState.RUNNING, JobState.QUEUED]
+    gate.opened.set()
+    worker.finish()
+    node.step(worker)
+    assert [(job.state, job.attempts) for job in node.jobs()] == [(JobState.READY, 1)] * 2
+    assert node.segmenters[0].runs == 2
+
+
+def test_late_slices_overtake_the_running_job_at_once_and_it_runs_again_only_after_its_end(
+    node: Node, gate: Gate
+) -> None:
+    worker = node.worker()
+    node.receive(which=range(20))
+    node.now += 2.0
+    worker.step()
+    assert gate.reached.acquire(timeout=30)
+    node.receive(which=range(20, 24))
+    worker.step()
+    assert (node.job().state, node.series().state) == (JobState.QUEUED, SeriesState.RECEIVING)
+    node.now += 30.0
+    worker.step()
+    worker.step()
+    assert (node.job().state, node.series().state) == (JobState.QUEUED, SeriesState.COMPLETE)
+    assert not gate.reached.acquire(blocking=False)
+    gate.opened.set()
+    worker.finish()
+    assert (node.job().state, node.deliveries()) == (JobState.QUEUED, [])
+    node.step(worker)
+    assert (node.job().state, node.job().attempts) == (JobState.READY, 2)
+    assert (node.series().evidence or {})["instances"] == 24
+
+
+def test_an_outcome_that_the_database_cannot_take_now_is_recorded_later(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise OperationalError("COMMIT", None, Exception("database or disk is full"))
+
+    worker = node.worker()
+    node.receive()
+    node.now += 2.0
+    worker.step()
+    with monkeypatch.context() as patch:
+        patch.setattr(jobs, "finish", full)
+        with pytest.raises(OperationalError):
+            worker.finish()
+    assert node.job().state is JobState.RUNNING
+    worker.finish()
+    assert (node.job().state, node.segmenters[0].runs) == (JobState.READY, 1)
 
 
 def test_late_slices_after_the_end_make_a_revision_that_names_its_predecessor(node: Node) -> None:
     worker = node.worker()
     node.receive(which=range(20))
     node.now += 2.0
-    worker.step()
+    node.step(worker)
     node.store_all()
     node.receive(which=range(20, 24))
-    worker.step()
+    node.step(worker)
     assert node.series().revision == 2
     node.now += 30.0
-    worker.step()
+    node.step(worker)
     first, second = node.jobs()
     assert (first.state, second.state) == (JobState.SENT, JobState.READY)
     assert second.predecessor_sop_instance_uid == first.sop_instance_uid != second.sop_instance_uid
@@ -286,20 +385,20 @@ def test_the_same_slices_pushed_again_send_the_stored_result_once(node: Node) ->
     worker = node.worker()
     node.receive()
     node.now += 2.0
-    worker.step()
+    node.step(worker)
     node.store_all()
     before = node.result()
     node.now += 100.0
     node.receive()
-    worker.step()
+    node.step(worker)
     assert node.job().state is JobState.SENT
     node.now += 2.0
-    worker.step()
-    worker.step()
+    node.step(worker)
+    node.step(worker)
     assert node.job().state is JobState.READY
     assert [delivery.state for delivery in node.deliveries()] == [DeliveryState.PENDING]
     node.store_all()
-    worker.step()
+    node.step(worker)
     assert node.job().state is JobState.SENT
     assert (node.result(), node.segmenters[0].runs) == (before, 1)
 
@@ -310,17 +409,17 @@ def test_of_two_reconstructions_of_one_scan_only_the_better_is_contoured(node: N
     node.receive(sharp)
     node.receive(outcome=None)  # still on its way
     node.now += 2.0
-    worker.step()
+    node.step(worker)
     assert [job.state for job in node.jobs()] == [JobState.QUEUED]  # waits for the sibling
     node.now += 28.0
-    worker.step()
-    worker.step()
+    node.step(worker)
+    node.step(worker)
     by_state = {job.state: job for job in node.jobs()}
     assert by_state.keys() == {JobState.IGNORED, JobState.READY}
     assert "soft-tissue kernel" in (by_state[JobState.IGNORED].reason or "")
     with transaction(node.engine) as session:
         jobs.retry(session, session.get_one(Job, by_state[JobState.IGNORED].id), node.now)
-    worker.step()
+    node.step(worker)
     assert [job.state for job in node.jobs()] == [JobState.READY, JobState.READY]  # a person's word counts
 
 
@@ -329,7 +428,7 @@ def test_a_localizer_beside_the_series_is_not_waited_for(node: Node) -> None:
     node.receive(PHANTOM.but(series="9", offsets_mm=(0.0, 3.0)))
     node.receive()
     node.now += 2.0
-    worker.step()
+    node.step(worker)
     assert [job.state for job in node.jobs()] == [JobState.READY]
 
 
@@ -338,7 +437,7 @@ def test_a_spool_file_that_somebody_removed_fails_the_job(node: Node) -> None:
     node.receive()
     next(node.config.storage.spool.iterdir()).unlink()
     node.now += 2.0
-    worker.step()
+    node.step(worker)
     assert node.job().state is JobState.FAILED
     assert "not in the spool" in (node.job().reason or "")
 
@@ -353,7 +452,7 @@ def test_the_source_is_asked_how_many_there_are(
     node.now += 2.0
     for _ in range(200):
         node.now += 0.01
-        worker.step()
+        node.step(worker)
         if node.jobs():
             break
     assert (node.series().evidence or {})["kind"] == "query"
@@ -367,14 +466,14 @@ def test_a_job_of_another_model_gives_way_to_one_of_this(node: Node) -> None:
         series = session.scalars(select(Series)).one()
         evidence = {"kind": "quiet", "instances": 24}
         jobs.complete(session, series, evidence, "quiet", jobs.Model("old", "f" * 64), node.now)
-    worker.step()
-    worker.step()
+    node.step(worker)
+    node.step(worker)
     assert [job.state for job in node.jobs()] == [JobState.CANCELLED, JobState.READY]
 
 
 def test_the_heartbeat_tells_the_figures_and_stops_when_the_worker_hangs(node: Node) -> None:
     worker = node.worker()
-    worker.step()
+    node.step(worker)
     beats: list[float] = []
     heart = Heartbeat(node.engine, worker._figures, node.clock, lambda: beats.append(node.now))
     heart.beat()
@@ -387,6 +486,12 @@ def test_the_heartbeat_tells_the_figures_and_stops_when_the_worker_hangs(node: N
     node.now += 61.0
     heart.beat()
     assert beats == [1000.0]
+    worker._figures.job_begins(1, node.now)
+    for now in (node.now, node.now + 1799.0, node.now + 1800.0):  # the loop goes on, the job does not
+        node.now = now
+        worker._figures.progress(now)
+        heart.beat()
+    assert beats == [1000.0, 1061.0, 2860.0]
 
 
 def test_the_running_worker_sees_what_is_committed_and_ends_when_told(make_node: Callable[..., Node]) -> None:

@@ -54,6 +54,7 @@ def _work(folder: Path, sha256: str, now: float, point: str | None) -> None:
     worker = Worker(config, engine, BoxSegmenter, lambda: now)  # type: ignore[arg-type]
     worker.recover()
     worker.step()
+    worker.finish()
     worker.close()
 
 
