@@ -7,7 +7,6 @@ Never hands out an RT Structure Set that was not read back and compared with its
 
 from __future__ import annotations
 
-import os
 import re
 import time
 from collections.abc import Callable, Iterator
@@ -21,6 +20,7 @@ from dicom_node import __version__, preview, rt_struct, rt_struct_check
 from dicom_node.config import Config, ModelChoice
 from dicom_node.ct_folder import Progress, no_progress, read_folder
 from dicom_node.ct_series import CtSeries
+from dicom_node.durable import write_durably
 from dicom_node.errors import (
     AnatomyNodeError,
     ConfigurationError,
@@ -40,6 +40,8 @@ Report = dict[str, Any]
 
 UNDATED = datetime(1970, 1, 1, tzinfo=UTC)
 """The date of an RT Structure Set whose CT states none at all."""
+BY_UMASK = 0o666
+"""A file for whoever asked for it: who else may read it is the umask's to say."""
 
 
 @dataclass(frozen=True)
@@ -134,7 +136,7 @@ def _contour_folder(
     progress("contouring", 0, 1)
     done = contour(series, segmenter, options_of(settings, package.description, created_at(series)))
     with watch.stage("write"):
-        write_atomically(output, done.rt_struct.data)
+        write_durably(output, done.rt_struct.data, mode=BY_UMASK)
     if picture is not None:
         preview.draw(series, done.segmentation, picture)
     own = {stage: round(value, 4) for stage, value in watch.seconds.items()}
@@ -230,25 +232,12 @@ def created_at(series: CtSeries) -> datetime:
         return UNDATED
 
 
-def write_atomically(output: Path, data: bytes) -> None:
-    """Write beside the target, fsync, and rename: the file is there whole, or not at all."""
-    beside = output.with_name(f".{output.name}.part")
-    try:
-        with beside.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(output)
-    finally:
-        beside.unlink(missing_ok=True)
-
-
 @contextmanager
 def _told_of_files() -> Iterator[None]:
     try:
         yield
     except OSError as problem:
-        raise PermanentError(f"{problem.filename}: {problem.strerror}") from problem
+        raise PermanentError(f"{problem.filename or 'the disk'}: {problem.strerror}") from problem
 
 
 def _segment(series: CtSeries, segmenter: Segmenter) -> Segmentation:

@@ -8,13 +8,13 @@ Never stores, logs or returns the text itself.
 from __future__ import annotations
 
 import hashlib
-import os
 import secrets
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from dicom_node.config import Config
-from dicom_node.durable import sync_folder
+from dicom_node.durable import sync_folder, synced_draft
 from dicom_node.errors import ConfigurationError
 
 KEY_FILE = "hash.key"
@@ -63,17 +63,7 @@ def load_key(config: Config) -> bytes:
 
 def _make_key(path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f"{path.name}.{secrets.token_hex(8)}")
-    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    try:
-        os.write(descriptor, secrets.token_bytes(KEY_BYTES))
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-    try:
-        os.link(draft, path)
-    except FileExistsError:
-        pass  # the other process was first: its key counts
-    finally:
-        draft.unlink()
+    # Linked, not renamed: where the other process was first, its key counts.
+    with synced_draft(path, secrets.token_bytes(KEY_BYTES)) as draft, suppress(FileExistsError):
+        path.hardlink_to(draft)
     sync_folder(path.parent)

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import os
-import secrets
 import shutil
 import threading
 from collections.abc import Iterator
@@ -18,12 +16,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from dicom_node.durable import DRAFT, sync_folder, synced_draft, write_durably
 from dicom_node.errors import PermanentError, TransientError
 from dicom_node.uids import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
 
-TEMPORARY = ".part"
 FOLDER_MODE = 0o700
-FILE_MODE = 0o600
 REMEMBERED_FOLDERS = 4096
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 
@@ -102,13 +99,12 @@ class Spool:
         """
         try:
             self.folder.mkdir(mode=FOLDER_MODE, parents=True, exist_ok=True)
-            _sync_folder(self.folder.parent)
-            leftovers = [*self.folder.glob(f"*/*/*{TEMPORARY}")]
+            sync_folder(self.folder.parent)
+            leftovers = [*self.folder.glob(f"*/*/*{DRAFT}")]
             for leftover in leftovers:
                 leftover.unlink(missing_ok=True)
-            probe = self.folder / f"{secrets.token_hex(8)}{TEMPORARY}"
-            _write_durably(probe, (b"",))
-            probe.unlink()
+            with synced_draft(self.folder / "probe"):
+                pass
         except OSError as problem:
             raise SpoolError(f"the spool {self.folder} cannot be used: {problem.strerror}") from problem
         return len(leftovers)
@@ -143,14 +139,7 @@ class Spool:
         target = self.folder / file
         with _out_of_space():
             self._ensure_folder(target.parent)
-            draft = target.with_name(f"{secrets.token_hex(8)}{TEMPORARY}")
-            try:
-                _write_durably(draft, (file_head(received), received.data))
-                draft.rename(target)
-            except BaseException:
-                draft.unlink(missing_ok=True)
-                raise
-            _sync_folder(target.parent)
+            write_durably(target, file_head(received), received.data)
         return file
 
     def _ensure_folder(self, folder: Path) -> None:
@@ -225,24 +214,4 @@ def _out_of_space() -> Iterator[None]:
 def _make_folder(folder: Path) -> None:
     """Make a folder where it is missing; its entry in the folder above is durable afterwards."""
     folder.mkdir(mode=FOLDER_MODE, exist_ok=True)
-    _sync_folder(folder.parent)
-
-
-def _write_durably(path: Path, parts: tuple[bytes, ...]) -> None:
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, FILE_MODE)
-    try:
-        for part in parts:
-            rest = memoryview(part)
-            while rest:
-                rest = rest[os.write(descriptor, rest) :]
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    sync_folder(folder.parent)

@@ -8,7 +8,6 @@ Never answers success before the bytes are fsynced, and never overwrites: it cou
 from __future__ import annotations
 
 import hashlib
-import os
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -29,6 +28,8 @@ from pynetdicom.sop_class import (
     Verification,
 )
 from pynetdicom.transport import ThreadedAssociationServer
+
+from dicom_node.durable import write_durably
 
 MAX_PDU_BYTES = 131_072
 
@@ -142,7 +143,7 @@ class StandInPacs:
                 return SUCCESS if known.sha256 == data_set_sha256 else DUPLICATE_SOP_INSTANCE
             file = self.folder / f"{hashlib.sha256(uid.encode()).hexdigest()}.dcm"
             try:
-                _write_durably(file, part_10)
+                write_durably(file, part_10)
             except OSError:
                 return OUT_OF_RESOURCES
             self._kept[uid] = _kept(identity, data_set_sha256, file)
@@ -212,21 +213,6 @@ def _read_kept(file: Path) -> Kept:
         raise OSError(f"{file.name} in the archive's folder is no DICOM file")
     _, offset = split_dataset(file)
     return _kept(identity, hashlib.sha256(part_10[offset:]).hexdigest(), file)
-
-
-def _write_durably(file: Path, data: bytes) -> None:
-    """Write `file` so that it survives a power cut: fsync of the file, rename, fsync of the folder."""
-    draft = file.with_suffix(".part")
-    with draft.open("wb") as stream:
-        stream.write(data)
-        stream.flush()
-        os.fsync(stream.fileno())
-    draft.rename(file)
-    folder = os.open(file.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 def _series_answers(found: list[Kept]) -> list[Dataset]:

@@ -7,7 +7,6 @@ Never runs two jobs at once, never sends an unapproved model's result, and never
 
 from __future__ import annotations
 
-import hashlib
 import math
 import threading
 from collections.abc import Callable, Iterator
@@ -28,10 +27,10 @@ from dicom_node.contouring import Contoured
 from dicom_node.database import ChangeWatch, reading, transaction
 from dicom_node.decoding import Begun, Decoder, Spooled
 from dicom_node.deliverer import Deliverer
-from dicom_node.durable import write_durably
 from dicom_node.errors import AnatomyNodeError, SeriesRejectedError, TransientError
 from dicom_node.jobs import Model, Result
 from dicom_node.peer_count import PeerCounts
+from dicom_node.results import Results
 from dicom_node.schema import Job, Series
 from dicom_node.siblings import Wait, Yield
 from dicom_node.states import JobState, SeriesState
@@ -111,6 +110,7 @@ class Worker:
         self._peer_counts = _peer_counts(config)
         self._assembler = Assembler(config, engine, clock, self._model, self._decoder, self._peer_counts)
         self._deliverer = Deliverer(config, engine, clock)
+        self._results = Results(config.storage.results)
         self._contouring = ThreadPoolExecutor(1, thread_name_prefix="contour")
         self._under_way: UnderWay | None = None
         self._figures = WorkerFigures(clock())
@@ -336,11 +336,8 @@ class Worker:
 
     def _kept(self, contoured: Contoured) -> Result:
         """The result after its bytes are fsynced; the same bytes have the same name."""
-        data = contoured.rt_struct.data
-        sha256 = hashlib.sha256(data).hexdigest()
-        file = f"{sha256}.dcm"
         try:
-            write_durably(self._config.storage.results / file, data)
+            file, sha256 = self._results.keep(contoured.rt_struct.data)
         except OSError as problem:
             reason = f"the RT-STRUCT cannot be written to the results folder: {problem.strerror}"
             raise TransientError(reason) from problem

@@ -17,6 +17,7 @@ from dicom_node import worker as worker_module
 from dicom_node.config import Config
 from dicom_node.database import open_engine, reading, transaction
 from dicom_node.errors import PermanentError, TransientError
+from dicom_node.results import Results
 from dicom_node.schema import Delivery, Job, Series, WorkerStatus
 from dicom_node.states import DeliveryState, JobState, SeriesState
 from dicom_node.worker import Worker
@@ -213,7 +214,7 @@ def test_a_full_disk_postpones_the_job(node: Node, monkeypatch: pytest.MonkeyPat
     node.receive()
     node.now += 2.0
     with monkeypatch.context() as patch:
-        patch.setattr(worker_module, "write_durably", full)
+        patch.setattr(Results, "keep", full)
         node.step(worker)
     assert node.job().state is JobState.QUEUED
     assert "No space left" in (node.job().reason or "")

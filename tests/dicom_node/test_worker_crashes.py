@@ -15,6 +15,7 @@ from dicom_node import jobs, migrate
 from dicom_node import worker as worker_module
 from dicom_node.database import open_engine, reading
 from dicom_node.deliverer import Deliverer
+from dicom_node.results import Results
 from dicom_node.schema import Delivery, Job
 from dicom_node.states import JobState
 from dicom_node.worker import Worker
@@ -27,8 +28,8 @@ RECEIVED_AT = 1000.0
 POINTS: dict[str, tuple[Any, str, str]] = {
     # where the worker is killed: before or after this function of its
     "the job has begun": (worker_module.contouring, "contour", "before"),
-    "contoured, nothing written": (worker_module, "write_durably", "before"),
-    "written, not committed": (worker_module, "write_durably", "after"),
+    "contoured, nothing written": (Results, "keep", "before"),
+    "written, not committed": (Results, "keep", "after"),
     "inside the last transaction": (jobs, "finish", "after"),
     "committed, not sent": (Deliverer, "wake", "before"),
 }
