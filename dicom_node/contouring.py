@@ -44,6 +44,13 @@ BY_UMASK = 0o666
 """A file for whoever asked for it: who else may read it is the umask's to say."""
 
 
+class ForwardPassError(TransientError):
+    """The network did not run through, mostly for want of the GPU's memory, which others may free again."""
+
+    BEGINNING = "the network did not run through"
+    """How each such reason begins, so that they can be counted."""
+
+
 @dataclass(frozen=True)
 class Contoured:
     """What became of a series.
@@ -78,7 +85,8 @@ def contour(series: CtSeries, segmenter: Segmenter, options: RtStructOptions) ->
 
     Raises:
         SeriesRejectedError: the volume is nothing that the model was made for.
-        TransientError: the forward pass failed; it may succeed later.
+        ForwardPassError: the network did not run through; it may later.
+        MemoryError: the machine has too little for this series.
         RtStructCheckError: what was written is not what was segmented.
     """
     watch = Stopwatch()
@@ -246,7 +254,7 @@ def _segment(series: CtSeries, segmenter: Segmenter) -> Segmentation:
     except OutsideModelError as problem:
         raise SeriesRejectedError(problem.code, problem.reason) from problem
     except InferenceFailedError as problem:
-        raise TransientError(problem.reason) from problem
+        raise ForwardPassError(f"{ForwardPassError.BEGINNING}: {problem.reason}") from problem
 
 
 def _report(

@@ -243,7 +243,7 @@ def recover(session: Session, max_crashes: int, at: float) -> list[Job]:
     """
     interrupted = list(session.scalars(select(Job).where(Job.state == JobState.RUNNING)))
     for job in interrupted:
-        crashes = _crashes(session, job) + 1
+        crashes = times_so_far(session, job, CRASHED) + 1
         if crashes >= max_crashes:
             reason = (
                 f"the worker ended {crashes} times while it contoured this job; the last time at {at:.0f}"
@@ -398,6 +398,24 @@ def was_asked_for(session: Session, job: Job) -> bool:
     return session.scalars(asked.limit(1)).first() is not None
 
 
+def times_so_far(session: Session, job: Job, beginning: str) -> int:
+    """How many changes of the job had a reason that begins so, since a person last asked for it."""
+    history = session.scalars(
+        select(Transition.reason)
+        .where(Transition.subject == "job", Transition.subject_id == job.id)
+        .order_by(Transition.id)
+    )
+    times = 0
+    for reason in history:
+        times = 0 if reason == ASKED_AGAIN else times + reason.startswith(beginning)
+    return times
+
+
+def named_files(session: Session) -> set[str]:
+    """The results that a job names."""
+    return set(session.scalars(select(Job.rt_struct_file).where(Job.rt_struct_file.is_not(None))))
+
+
 def deliveries_of(session: Session, job: Job) -> list[Delivery]:
     """The job's deliveries, in the order in which they were made."""
     return list(session.scalars(select(Delivery).where(Delivery.job_id == job.id).order_by(Delivery.id)))
@@ -413,19 +431,6 @@ def _predecessor(session: Session, series: Series) -> str | None:
         Job.series_id == series.id, Job.revision < series.revision, Job.sop_instance_uid.is_not(None)
     )
     return session.scalars(earlier.order_by(Job.revision.desc(), Job.id.desc()).limit(1)).first()
-
-
-def _crashes(session: Session, job: Job) -> int:
-    """How often the worker has died under the job since a person last asked for it."""
-    history = session.scalars(
-        select(Transition.reason)
-        .where(Transition.subject == "job", Transition.subject_id == job.id)
-        .order_by(Transition.id)
-    )
-    crashes = 0
-    for reason in history:
-        crashes = crashes + 1 if reason == CRASHED else 0 if reason == ASKED_AGAIN else crashes
-    return crashes
 
 
 def _resend(session: Session, job: Job, states: Collection[DeliveryState], reason: str, at: float) -> None:

@@ -23,7 +23,7 @@ from sqlalchemy.orm import Session
 from dicom_node import contouring, jobs, logs, scu, siblings
 from dicom_node.assembly import Assembler, spooled
 from dicom_node.config import Config
-from dicom_node.contouring import Contoured
+from dicom_node.contouring import Contoured, ForwardPassError
 from dicom_node.database import ChangeWatch, reading, transaction
 from dicom_node.decoding import Begun, Decoder, Spooled
 from dicom_node.deliverer import Deliverer
@@ -41,6 +41,8 @@ from models.card import ModelPackage
 POLL_S = 0.1
 MAX_CRASHES = 5
 """After so many deaths under one job it fails. A power cut counts too, so fewer would be too few."""
+MAX_FORWARD_PASSES = 8
+"""So often the network may fail on one job; with the default delays that takes ten minutes."""
 AFTER_TROUBLE_S = 1.0
 """How long the worker rests when the disk under the database does not answer."""
 
@@ -170,9 +172,13 @@ class Worker:
             self._peer_counts.close()
 
     def recover(self) -> None:
-        """What runs by the database does not run: the worker has just started."""
+        """What runs by the database does not run, and no result is being written: the worker starts now."""
         with transaction(self._engine) as session:
             recovered = [(job.id, job.state) for job in jobs.recover(session, MAX_CRASHES, self._clock())]
+            named = jobs.named_files(session)
+        swept = self._results.sweep(named)
+        if swept:
+            log.info("results without a job are removed", files=swept)
         for job_id, state in recovered:
             log.warning("the worker ended under a job", job=job_id, state=state)
 
@@ -354,6 +360,8 @@ class Worker:
         destinations = [destination.name for destination in self._config.destinations]
         with self._ending(run) as (session, job, now):
             if job is None:
+                if result.file not in jobs.named_files(session):
+                    self._results.discard(result.file)
                 return
             jobs.finish(session, job, result, destinations, now)
         self._deliverer.wake()
@@ -368,16 +376,34 @@ class Worker:
                 case SeriesRejectedError():
                     jobs.move(session, job, JobState.REJECTED, now, problem.reason, problem.code)
                     log.info("rejected", code=problem.code, reason=problem.reason)
+                case ForwardPassError() if self._failed_passes(session, job) + 1 >= MAX_FORWARD_PASSES:
+                    reason = (
+                        f"{problem.reason} ({MAX_FORWARD_PASSES} times): see that nothing else uses the "
+                        f"device and that the series fits it, then run `anatomynode jobs retry {job.id}`"
+                    )
+                    jobs.fail(session, job, reason, "forward_pass", now, logs.describe(problem))
+                    log.error("failed", reason=reason)
                 case TransientError():
                     jobs.postpone(session, job, problem.reason, now + self._delay_s(run), now)
                     log.warning("postponed", reason=problem.reason)
                 case AnatomyNodeError():
                     jobs.fail(session, job, problem.reason, "permanent", now, logs.describe(problem))
                     log.error("failed", reason=problem.reason)
+                case MemoryError():
+                    reason = (
+                        f"too little memory to contour {len(run.instances)} slices: give the machine or the "
+                        f"service more, or end what else uses it, then run `anatomynode jobs retry {job.id}`"
+                    )
+                    jobs.fail(session, job, reason, "out_of_memory", now, logs.describe(problem))
+                    log.error("failed", reason=reason)
                 case _:
                     reason = f"an error of this program: {type(problem).__name__}; its traceback is kept"
                     jobs.fail(session, job, reason, "bug", now, logs.describe(problem))
                     log.error("failed by a bug", exc_info=problem)
+
+    @staticmethod
+    def _failed_passes(session: Session, job: Job) -> int:
+        return jobs.times_so_far(session, job, ForwardPassError.BEGINNING)
 
     @contextmanager
     def _ending(self, run: Run) -> Iterator[tuple[Session, Job | None, float]]:

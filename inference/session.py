@@ -133,5 +133,7 @@ def _translated(call: Callable[[], Any], what: str) -> Any:
     """Call into ONNX Runtime, whose errors have no common root of their own, in this room's words."""
     try:
         return call()
+    except MemoryError:  # Python's own; nothing that ONNX Runtime says
+        raise
     except Exception as problem:
         raise InferenceFailedError(f"{what}: {problem}") from problem

@@ -22,6 +22,7 @@ from dicom_node.schema import Delivery, Job, Series, WorkerStatus
 from dicom_node.states import DeliveryState, JobState, SeriesState
 from dicom_node.worker import Worker
 from dicom_node.worker_figures import Heartbeat
+from inference.errors import InferenceFailedError
 from tests.node_fixtures import BoxSegmenter, configuration, receive, write_package
 from tests.phantoms import Phantom
 
@@ -168,13 +169,26 @@ def test_the_same_job_gives_the_same_bytes_after_a_crash_between_result_and_comm
     assert after == before
 
 
+def test_at_the_start_results_that_no_job_names_are_removed_and_nothing_else(node: Node) -> None:
+    worker = node.worker()
+    node.receive()
+    node.now += 2.0
+    node.step(worker)
+    folder, named = node.config.storage.results, str(node.job().rt_struct_file)
+    for name in (f"{'0' * 64}.dcm", ".0123456789abcdef.part", "notes.txt"):
+        (folder / name).write_bytes(b"left")
+    node.worker().recover()
+    assert {path.name for path in folder.iterdir()} == {named, "notes.txt"}
+
+
 @pytest.mark.parametrize(
     ("problem", "state", "code"),
     [
         (TransientError("the device is busy"), JobState.QUEUED, "transient"),
         (PermanentError("never"), JobState.FAILED, "permanent"),
         (ValueError(SECRET), JobState.FAILED, "bug"),
-        (MemoryError(), JobState.FAILED, "bug"),
+        (MemoryError(), JobState.FAILED, "out_of_memory"),
+        (InferenceFailedError("CUDA out of memory"), JobState.QUEUED, "transient"),
     ],
 )
 def test_the_class_of_an_error_decides_the_fate_of_the_job(
@@ -204,6 +218,28 @@ def test_a_transient_failure_is_tried_again_after_its_delay(node: Node) -> None:
     node.now = 1007.0
     node.step(worker)
     assert node.job().state is JobState.READY
+
+
+def test_a_network_that_keeps_failing_fails_the_job_with_what_to_do_and_a_retry_counts_anew(
+    node: Node,
+) -> None:
+    node.problem = InferenceFailedError("CUDA out of memory")
+    worker = node.worker()
+    node.receive()
+    states = []
+    for _ in range(worker_module.MAX_FORWARD_PASSES):
+        node.now += 600.0
+        node.step(worker)
+        states.append(node.job().state)
+    assert states == [JobState.QUEUED] * 7 + [JobState.FAILED]
+    job = node.job()
+    assert job.reason_code == "forward_pass"
+    assert "CUDA out of memory (8 times)" in (job.reason or "")
+    assert f"jobs retry {job.id}" in (job.reason or "")
+    with transaction(node.engine) as session:
+        jobs.retry(session, session.get_one(Job, job.id), node.now)
+    node.step(worker)
+    assert node.job().state is JobState.QUEUED
 
 
 def test_a_full_disk_postpones_the_job(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -342,6 +378,7 @@ def test_late_slices_overtake_the_running_job_at_once_and_it_runs_again_only_aft
     gate.opened.set()
     worker.finish()
     assert (node.job().state, node.deliveries()) == (JobState.QUEUED, [])
+    assert not [*node.config.storage.results.iterdir()]  # nor does the dropped outcome stay
     node.step(worker)
     assert (node.job().state, node.job().attempts) == (JobState.READY, 2)
     assert (node.series().evidence or {})["instances"] == 24
