@@ -7,11 +7,16 @@ Never measures anything itself.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from rich.console import Console
 from rich.table import Table
+
+
+class NotMeasuredError(Exception):
+    """A benchmark could not be run to its end; the message says what stopped it."""
 
 
 @dataclass(frozen=True)
@@ -54,5 +59,8 @@ def show(title: str, figures: Iterable[Figure]) -> None:
 
 
 def main(title: str, measure: Callable[[], tuple[Figure, ...]]) -> None:
-    """Run one benchmark by itself."""
-    show(title, measure())
+    """Run one benchmark by itself; one that cannot be run to its end is told in a line."""
+    try:
+        show(title, measure())
+    except NotMeasuredError as problem:
+        sys.exit(f"{title}: not measured: {problem}")

@@ -25,7 +25,7 @@ from pydicom.dataset import FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
 from pynetdicom import AE, evt
 
-from benchmarks.figures import Figure, at_least, at_most, show
+from benchmarks.figures import Figure, NotMeasuredError, at_least, at_most, main
 from dicom_node import logs
 from dicom_node.config import Config, Listener, Peer, Storage
 from dicom_node.database import open_engine
@@ -35,6 +35,9 @@ from dicom_node.migrate import upgrade
 SLICES = 178
 PDU_BYTES = Listener().max_pdu_bytes
 TITLE = "BENCH"
+PATIENCE_S = 600.0
+"""How long the sender waits for an answer. pynetdicom's own 30 s can pass on a disk that others keep busy,
+and the sender then breaks the association off itself."""
 NODE, FSYNC, NO_FSYNC = "node", "bare with fsync", "bare without fsync"
 
 
@@ -58,7 +61,7 @@ def _measure(folder: Path, rounds: int) -> dict[str, list[float]]:
         for number in range(rounds + 1):
             turn = number % len(RECEIVERS)
             for name in [*RECEIVERS][turn:] + [*RECEIVERS][:turn]:
-                took = _send(ports[name], _series(number))
+                took = _send(name, ports[name], _series(number))
                 if number:  # the first round warms up
                     seconds[name].append(took)
     return seconds
@@ -161,19 +164,29 @@ def _series(number: int) -> list[Dataset]:
     return slices
 
 
-def _send(port: int, slices: list[Dataset]) -> float:
-    """Seconds from the first C-STORE to the last answer."""
+def _send(name: str, port: int, slices: list[Dataset]) -> float:
+    """Seconds from the first C-STORE to the last answer.
+
+    Raises:
+        NotMeasuredError: the receiver `name` did not take the series.
+    """
     ae = AE(ae_title=TITLE)
+    ae.acse_timeout = ae.dimse_timeout = ae.network_timeout = PATIENCE_S
     ae.add_requested_context(CTImageStorage, ExplicitVRLittleEndian)
     association = ae.associate("127.0.0.1", port, ae_title=TITLE)
-    assert association.is_established
+    if not association.is_established:
+        raise NotMeasuredError(f"{name}: the association was not accepted")
     for ds in slices:
         ds.file_meta = _meta()
     start = time.perf_counter()
-    statuses = [association.send_c_store(ds).Status for ds in slices]
+    for number, ds in enumerate(slices):
+        status = association.send_c_store(ds).get("Status")
+        if status != 0x0000:
+            association.abort()
+            answer = "no answer: the association ended" if status is None else f"status 0x{status:04X}"
+            raise NotMeasuredError(f"{name}: slice {number + 1} of {len(slices)}: {answer}")
     took = time.perf_counter() - start
     association.release()
-    assert not any(statuses), statuses
     return took
 
 
@@ -187,4 +200,4 @@ if __name__ == "__main__":
     if len(sys.argv) > 1:  # a receiver, started by `_receiver`
         RECEIVERS[sys.argv[1]](Path(sys.argv[2]))
     else:
-        show("Durable reception", measure())
+        main("Durable reception", measure)

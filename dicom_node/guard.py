@@ -26,6 +26,7 @@ from pynetdicom.association import Association
 from pynetdicom.dimse import DIMSEServiceProvider
 from pynetdicom.dul import DULServiceProvider
 from pynetdicom.pdu_primitives import A_ABORT, A_P_ABORT
+from pynetdicom.timer import Timer
 from pynetdicom.transport import AssociationSocket, RequestHandler, ThreadedAssociationServer
 
 from dicom_node import logs
@@ -424,6 +425,28 @@ def _data_bytes(item: tuple[Any, Any]) -> int:
     return data.getbuffer().nbytes if isinstance(data, BytesIO) else 0
 
 
+class _Stopwatch(Timer):  # type: ignore[misc]
+    """pynetdicom's timer by a clock that nobody sets; once stopped it does not expire any more."""
+
+    _since: float | None = None
+
+    def start(self) -> None:
+        """Begin to count anew."""
+        self._since = time.monotonic()
+
+    def stop(self) -> None:
+        """Count no more."""
+        self._since = None
+
+    @property
+    def expired(self) -> bool:
+        """Whether it runs, and has run for longer than its timeout."""
+        since = self._since  # read once: another thread may stop it
+        if since is None or self.timeout is None:
+            return False
+        return bool(time.monotonic() - since > self.timeout)
+
+
 class _Reactor(DULServiceProvider):  # type: ignore[misc]
     """pynetdicom's upper layer, asleep until the peer or our own side has something to say.
 
@@ -436,6 +459,8 @@ class _Reactor(DULServiceProvider):  # type: ignore[misc]
         self.to_provider_queue = _RingingQueue(self.bell.ring)
         self.to_user_queue = _RingingQueue(association.dimse.wake)
         self._run_loop_delay = 0
+        self._idle_timer = _Stopwatch(None)
+        self.artim_timer = _Stopwatch(None)
         self.daemon = True
 
     def run_reactor(self) -> None:
@@ -451,6 +476,10 @@ class _Reactor(DULServiceProvider):  # type: ignore[misc]
             self.bell.close()
             # Whoever still waits for a primitive, such as the association request, need not any more.
             self.to_user_queue.put(None)
+
+    def idle_timer_expired(self) -> bool:
+        """Whether the peer has been silent too long; what waits for us to read it is no silence."""
+        return bool(super().idle_timer_expired()) and not (self.socket and self.socket.is_heard)
 
     def kill_dul(self) -> None:
         """Stop, and wake up to do so."""
@@ -519,8 +548,22 @@ class _GuardedSocket(AssociationSocket):  # type: ignore[misc]
     def __init__(self, association: Association, connection: socket.socket, server: GuardedServer) -> None:
         super().__init__(association, client_socket=connection)
         self._server = server
-        self._body_bytes: int | None = None
+        self._is_reading = False
         self._deadline = 0.0
+
+    @property
+    def is_heard(self) -> bool:
+        """Whether a PDU is arriving, or one waits that this machine was too busy to read."""
+        connection = self.socket
+        if self._is_reading or connection is None:
+            return self._is_reading
+        poll = select.poll()
+        try:
+            # Not `_readable`: another thread than the reader's may not ask the TLS layer.
+            poll.register(connection, select.POLLIN)
+            return bool(poll.poll(0))
+        except (OSError, ValueError):
+            return False  # closed a moment ago
 
     @property
     def ready(self) -> bool:
@@ -545,17 +588,18 @@ class _GuardedSocket(AssociationSocket):  # type: ignore[misc]
             OSError: the PDU is too long or too slow; pynetdicom then closes the connection.
         """
         assert self.socket is not None
-        if self._body_bytes is None:
+        if not self._is_reading:
+            self._is_reading = True
             self._deadline = time.monotonic() + self._server.limits.pdu_s
             _acknowledge_at_once(self.socket)
             header = self._read(PDU_HEADER_BYTES)
-            if len(header) == PDU_HEADER_BYTES:
-                self._body_bytes = self._checked_length(header)
+            self._check_length(header)
             return header
-        self._body_bytes = None
-        return self._read(nr_bytes)
+        body = self._read(nr_bytes)
+        self._is_reading = False
+        return body
 
-    def _checked_length(self, header: bytearray) -> int:
+    def _check_length(self, header: bytearray) -> None:
         length = int.from_bytes(header[2:], "big")
         limits = self._server.limits
         longest = limits.pdu_bytes if self.assoc.is_established else ASSOCIATION_REQUEST_BYTES
@@ -563,23 +607,24 @@ class _GuardedSocket(AssociationSocket):  # type: ignore[misc]
             self._server.dropped("pdu_too_long", self.assoc.requestor.address_info.address)
             self.send(A_P_ABORT_INVALID_PARAMETER)
             raise OSError(f"a PDU of {length} bytes; at most {longest} were agreed")
-        return length
 
     def _read(self, size: int) -> bytearray:
-        """`size` bytes before the deadline; fewer when the connection ends before."""
+        """`size` bytes before the deadline; fewer when the connection ends before.
+
+        What is here already when the deadline passes counts: it was this machine that was late.
+        """
         assert self.socket is not None
         received = bytearray(size)
         view = memoryview(received)
         done = 0
         while done < size:
-            remaining_s = self._deadline - time.monotonic()
-            if remaining_s <= 0:
-                raise self._too_slow()
-            self.socket.settimeout(remaining_s)
+            self.socket.settimeout(max(self._deadline - time.monotonic(), 0.0))
             try:
                 count = self.socket.recv_into(view[done:])
-            except TimeoutError as timeout:
-                raise self._too_slow() from timeout
+            except TimeoutError:
+                continue  # and look once more, without waiting
+            except (BlockingIOError, ssl.SSLWantReadError) as nothing:
+                raise self._too_slow() from nothing
             if not count:
                 break
             done += count

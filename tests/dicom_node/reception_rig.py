@@ -9,25 +9,32 @@ from __future__ import annotations
 
 import socket
 import struct
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 from pydicom import Dataset
 from pydicom.dataset import FileMetaDataset
+from pydicom.filereader import read_dataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
 from pynetdicom import AE
 from pynetdicom.association import Association
+from pynetdicom.dimse_messages import C_STORE_RQ
+from pynetdicom.dimse_primitives import C_STORE
+from pynetdicom.dsutils import encode
+from pynetdicom.pdu import P_DATA_TF
 from sqlalchemy import text
 
 from dicom_node.config import Config, Listener, Peer, Storage
 from dicom_node.database import open_engine, reading
 from dicom_node.listener import Listener as Reception
 from dicom_node.migrate import upgrade
-from tests.tools import free_port
+from tests.tools import free_port, running
 
 CALLING, CALLED = "CT1", "NODE"
 
@@ -144,14 +151,57 @@ def ends(peer: socket.socket, timeout_s: float) -> bool:
     return True
 
 
-def serve(folder: Path, port: int) -> None:
-    """A listener in a process of its own, to be killed; `python -m tests.dicom_node.reception_rig`."""
-    config = configuration(folder)
-    config = config.model_copy(update={"listener": config.listener.model_copy(update={"port": port})})
-    with listening(config):
+def store_request(ds: Dataset, message_id: int = 1) -> list[bytes]:
+    """The PDUs of a C-STORE request on `raw_association`'s context: Implicit VR LE, at most 16384 bytes."""
+    request = C_STORE()
+    request.MessageID, request.Priority = message_id, 2
+    request.AffectedSOPClassUID, request.AffectedSOPInstanceUID = ds.SOPClassUID, ds.SOPInstanceUID
+    request.DataSet = BytesIO(encode(ds, True, True) or b"")
+    message = C_STORE_RQ()
+    message.primitive_to_message(request)
+    pdus = []
+    for primitive in message.encode_msg(1, 16384):
+        data = P_DATA_TF()
+        data.from_primitive(primitive)
+        pdus.append(data.encode())
+    return pdus
+
+
+def answered_status(peer: socket.socket) -> int:
+    """The status in the next C-STORE answer on `raw_association`."""
+    with peer.makefile("rb", buffering=0) as stream:
+        kind, _, length = struct.unpack(">BBL", _exactly(stream, 6))
+        assert kind == 4, f"PDU of type {kind}"
+        # A fragment's length, context and control precede the command (PS3.8 9.3.5.1)
+        command = _exactly(stream, length)[6:]
+    return int(read_dataset(BytesIO(command), True, True).Status)
+
+
+def _exactly(stream: Any, size: int) -> bytes:
+    found = b""
+    while len(found) < size:
+        more = stream.read(size - len(found))
+        assert more, "the listener ended the connection"
+        found += more
+    return found
+
+
+@contextmanager
+def serving(config: Config, log: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A listener in a process of its own, to be stopped or killed."""
+    file = config.storage.folder.parent / "config.json"
+    file.write_text(config.model_dump_json())
+    module = [sys.executable, "-m", "tests.dicom_node.reception_rig", file]
+    with running(module, log, config.listener.port, {"PYTHONPATH": "."}, 30) as process:
+        yield process
+
+
+def serve(file: Path) -> None:
+    """Receive with the configuration in `file` until killed; `python -m tests.dicom_node.reception_rig`."""
+    with listening(Config.model_validate_json(file.read_text())):
         while True:
             time.sleep(3600)
 
 
 if __name__ == "__main__":
-    serve(Path(sys.argv[1]), int(sys.argv[2]))
+    serve(Path(sys.argv[1]))

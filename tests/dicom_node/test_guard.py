@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import socket
 import ssl
 import struct
@@ -14,10 +15,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dicom_node.listener import Listener
+from dicom_node.spool import Received, Spool
 from tests import certificates
 from tests.dicom_node.reception_rig import (
     CALLED,
     CALLING,
+    answered_status,
     associated,
     association_request,
     configuration,
@@ -28,6 +31,8 @@ from tests.dicom_node.reception_rig import (
     pdu,
     raw_association,
     rows,
+    serving,
+    store_request,
 )
 from tests.tools import needs, run, wait_until
 
@@ -108,6 +113,52 @@ def test_an_idle_association_is_closed(tmp_path: Path) -> None:
         with raw_association(reception.port) as peer:
             assert ends(peer, 5)
         assert still_serves(reception)
+
+
+def test_a_handler_slower_than_every_timeout_cuts_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = Spool.write
+
+    def slowly(spool: Spool, received: Received) -> str:
+        time.sleep(1)
+        return write(spool, received)
+
+    monkeypatch.setattr(Spool, "write", slowly)
+    config = configuration(tmp_path, idle_timeout_s=0.3, pdu_timeout_s=0.3)
+    with listening(config) as reception, raw_association(reception.port) as peer:
+        for number in (1, 2):
+            peer.sendall(b"".join(store_request(ct_slice(number))))
+        assert [answered_status(peer), answered_status(peer)] == [0x0000, 0x0000]
+
+
+def test_a_slow_sender_whose_pauses_stay_below_the_limits_is_served(tmp_path: Path) -> None:
+    config = configuration(tmp_path, idle_timeout_s=0.8, pdu_timeout_s=0.8)
+    with listening(config) as reception, raw_association(reception.port) as peer:
+        for piece in store_request(ct_slice(pixels=bytes(40_000))):
+            for part in (piece[:3], piece[3:500], piece[500:]):
+                peer.sendall(part)
+                time.sleep(0.2)
+        assert answered_status(peer) == 0x0000
+
+
+@pytest.mark.parametrize("cut", [3, 100])
+def test_a_listener_that_could_not_run_for_longer_than_its_limits_cuts_nobody(
+    tmp_path: Path, cut: int
+) -> None:
+    config = configuration(tmp_path / "node", idle_timeout_s=0.5, pdu_timeout_s=0.5)
+    message = b"".join(store_request(ct_slice()))
+    with serving(config, tmp_path / "log") as process, raw_association(config.listener.port) as peer:
+        for number in range(3):
+            peer.sendall(message[:cut])
+            time.sleep(0.1)
+            process.send_signal(signal.SIGSTOP)
+            try:
+                peer.sendall(message[cut:])
+                time.sleep(1)
+            finally:
+                process.send_signal(signal.SIGCONT)
+            assert answered_status(peer) == 0x0000, number
 
 
 def test_idle_associations_cost_next_to_nothing(tmp_path: Path) -> None:

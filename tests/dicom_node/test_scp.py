@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
@@ -43,9 +41,10 @@ from tests.dicom_node.reception_rig import (
     listening,
     raw_association,
     rows,
+    serving,
 )
 from tests.instances import data_set_bytes
-from tests.tools import answers, kill, needs, run, start, wait_until
+from tests.tools import needs, run, wait_until
 
 PRIVATE_CLASS = "1.2.840.999.7.1"
 
@@ -253,33 +252,20 @@ def test_kill_9_while_receiving_loses_nothing_that_was_acknowledged(config: Conf
     port = config.listener.port
     acknowledged: list[bytes] = []
     for life in range(2):
-        process = _serve(config, tmp_path)
-        try:
-            with associated(port) as association:
-                for number in range(1000):
-                    if number == 10 + 7 * life:
-                        os.kill(process.pid, 9)
-                    ds = ct_slice(100 * life + number, pixels=os.urandom(2048))
-                    if association.send_c_store(ds).get("Status") != 0x0000:
-                        break
-                    acknowledged.append(ds.PixelData)
-        finally:
-            kill(process)
+        with serving(config, tmp_path / "log") as process, associated(port) as association:
+            for number in range(1000):
+                if number == 10 + 7 * life:
+                    os.kill(process.pid, 9)
+                ds = ct_slice(100 * life + number, pixels=os.urandom(2048))
+                if association.send_c_store(ds).get("Status") != 0x0000:
+                    break
+                acknowledged.append(ds.PixelData)
     assert len(acknowledged) >= 27
     kept = dict(rows(config, "SELECT sha256, file FROM instances"))
     pixels = {pydicom.dcmread(config.storage.spool / file).PixelData for file in kept.values()}
     assert set(acknowledged) <= pixels
     with listening(config):
         assert {outcome for (outcome,) in rows(config, "SELECT outcome FROM associations")} == {"lost"}
-
-
-def _serve(config: Config, folder: Path) -> subprocess.Popen[bytes]:
-    module = [sys.executable, "-m", "tests.dicom_node.reception_rig"]
-    process = start(
-        [*module, config.storage.folder, str(config.listener.port)], folder / "log", {"PYTHONPATH": "."}
-    )
-    wait_until(lambda: answers(config.listener.port), 30, "the listener")
-    return process
 
 
 def test_a_header_is_read_alike_in_both_encodings() -> None:
