@@ -54,6 +54,9 @@ class Listener(_Section):
     """An association without a message for this long is closed."""
     pdu_timeout_s: Seconds = 15.0
     """From a PDU's first byte to its last; also for the TLS handshake and the association request."""
+    message_timeout_s: Seconds = 300.0
+    """How long a peer may keep the node waiting for one message, all pauses within it together. A slice of
+    0.5 MB needs 14 kbit/s; 64 MiB need 1.8 Mbit/s. Time in which the node itself is busy does not count."""
     max_pdu_bytes: Annotated[int, Field(ge=4096, le=1 << 20)] = 131_072
     """Offered to the peer as maximum length; a longer PDU ends the connection."""
     max_instance_mib: Count = 64

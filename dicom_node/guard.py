@@ -54,6 +54,7 @@ class Limits:
     associations_per_address: int
     idle_s: float
     pdu_s: float
+    message_s: float
     pdu_bytes: int
     message_bytes: int
     outstanding_requests: int
@@ -66,6 +67,7 @@ class Limits:
             associations_per_address=listener.max_associations_per_address,
             idle_s=listener.idle_timeout_s,
             pdu_s=listener.pdu_timeout_s,
+            message_s=listener.message_timeout_s,
             pdu_bytes=listener.max_pdu_bytes,
             message_bytes=listener.max_instance_mib << 20,
             outstanding_requests=listener.max_outstanding_requests,
@@ -490,10 +492,14 @@ class _Reactor(DULServiceProvider):  # type: ignore[misc]
 class _Messages(DIMSEServiceProvider):  # type: ignore[misc]
     """pynetdicom's message layer, with a bound on the message under way and on those that wait."""
 
+    message: Any
+    """The one under way; None between two."""
+
     def __init__(self, association: Association, limits: Limits) -> None:
         super().__init__(association)
         self._limits = limits
         self._arriving_bytes = 0
+        self._waited_before_s = 0.0
         self.msg_queue = _MessageQueue()
 
     @property
@@ -509,7 +515,13 @@ class _Messages(DIMSEServiceProvider):  # type: ignore[misc]
         self.msg_queue.put((None, None))
 
     def receive_primitive(self, primitive: Any) -> None:
-        """Take a fragment; a message beyond the limit, or one that is none, ends the association."""
+        """Take a fragment; a message beyond the limits, or one that is none, ends the association."""
+        waited_s = self.dul.socket.waited_s
+        if self.message is None:
+            self._waited_before_s = waited_s
+        elif waited_s - self._waited_before_s > self._limits.message_s:
+            self._give_up("message_too_slow")
+            return
         self._arriving_bytes += sum(len(data) for _, data in primitive.presentation_data_value_list)
         if self._arriving_bytes > self._limits.message_bytes:
             self._give_up("message_too_long")
@@ -543,11 +555,16 @@ class _Messages(DIMSEServiceProvider):  # type: ignore[misc]
 
 
 class _GuardedSocket(AssociationSocket):  # type: ignore[misc]
-    """pynetdicom's socket, with a cap on a PDU's length and a deadline for all of it."""
+    """pynetdicom's socket, with a cap on a PDU's length and a deadline for all of it.
+
+    Attributes:
+        waited_s: how long the peer has kept us waiting so far; what we ourselves took is not in it.
+    """
 
     def __init__(self, association: Association, connection: socket.socket, server: GuardedServer) -> None:
         super().__init__(association, client_socket=connection)
         self._server = server
+        self.waited_s = 0.0
         self._is_reading = False
         self._deadline = 0.0
 
@@ -575,11 +592,15 @@ class _GuardedSocket(AssociationSocket):  # type: ignore[misc]
             time.sleep(0.001)
             return False
         wait_s = LONGEST_WAIT_S if self.event_queue.empty() else 0.0
+        began = time.monotonic()
         try:
             return _readable(self.socket, self.assoc.dul.bell, wait_s)
         except (OSError, ValueError):
             self.event_queue.put("Evt17")
             return False
+        finally:
+            # No more than what was meant to be slept: what lies beyond is this machine's own lateness.
+            self.waited_s += min(time.monotonic() - began, wait_s)
 
     def recv(self, nr_bytes: int) -> bytearray:
         """Read a PDU's header or body, all of it or to the end of the connection.
@@ -618,13 +639,17 @@ class _GuardedSocket(AssociationSocket):  # type: ignore[misc]
         view = memoryview(received)
         done = 0
         while done < size:
-            self.socket.settimeout(max(self._deadline - time.monotonic(), 0.0))
+            began = time.monotonic()
+            wait_s = max(self._deadline - began, 0.0)
+            self.socket.settimeout(wait_s)
             try:
                 count = self.socket.recv_into(view[done:])
             except TimeoutError:
                 continue  # and look once more, without waiting
             except (BlockingIOError, ssl.SSLWantReadError) as nothing:
                 raise self._too_slow() from nothing
+            finally:
+                self.waited_s += min(time.monotonic() - began, wait_s)
             if not count:
                 break
             done += count

@@ -8,6 +8,7 @@ import ssl
 import struct
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,17 @@ def still_serves(reception: Listener) -> bool:
 
 def dropped(reception: Listener, reason: str) -> int:
     return reception.figures.snapshot().connections_dropped.get(reason, 0)
+
+
+def slow_down(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+    """Have the spool take so long for each instance."""
+    write = Spool.write
+
+    def slowly(spool: Spool, received: Received) -> str:
+        time.sleep(seconds)
+        return write(spool, received)
+
+    monkeypatch.setattr(Spool, "write", slowly)
 
 
 def test_a_peer_that_never_speaks_is_sent_away(tmp_path: Path) -> None:
@@ -108,6 +120,35 @@ def test_endless_fragments_end_at_the_message_cap(tmp_path: Path) -> None:
         assert still_serves(reception)
 
 
+def test_whole_small_pdus_that_trickle_end_at_the_message_deadline(tmp_path: Path) -> None:
+    config = configuration(tmp_path, idle_timeout_s=2, pdu_timeout_s=2, message_timeout_s=0.5)
+    with listening(config) as reception, raw_association(reception.port) as peer:
+        start = time.monotonic()
+        with suppress(OSError):
+            while time.monotonic() - start < 5:
+                peer.sendall(fragment(b"\0\0", control=0))
+                time.sleep(0.1)
+        assert ends(peer, 5)
+        assert time.monotonic() - start < 5
+        assert dropped(reception, "message_too_slow") == 1
+        assert still_serves(reception)
+
+
+def test_a_message_deadline_counts_neither_our_own_time_nor_pauses_between_messages(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow_down(monkeypatch, 0.7)
+    config = configuration(tmp_path, message_timeout_s=0.5, max_outstanding_requests=1)
+    with listening(config) as reception, raw_association(reception.port) as peer:
+        for number in range(3):  # the last one must wait amid its PDUs until there is a place for it
+            for piece in store_request(ct_slice(number, pixels=bytes(200_000))):
+                peer.sendall(piece)
+        assert [answered_status(peer) for _ in range(3)] == [0x0000] * 3
+        time.sleep(0.7)
+        peer.sendall(b"".join(store_request(ct_slice(4))))
+        assert answered_status(peer) == 0x0000
+
+
 def test_an_idle_association_is_closed(tmp_path: Path) -> None:
     with listening(configuration(tmp_path, idle_timeout_s=0.3)) as reception:
         with raw_association(reception.port) as peer:
@@ -118,13 +159,7 @@ def test_an_idle_association_is_closed(tmp_path: Path) -> None:
 def test_a_handler_slower_than_every_timeout_cuts_nobody(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write = Spool.write
-
-    def slowly(spool: Spool, received: Received) -> str:
-        time.sleep(1)
-        return write(spool, received)
-
-    monkeypatch.setattr(Spool, "write", slowly)
+    slow_down(monkeypatch, 1)
     config = configuration(tmp_path, idle_timeout_s=0.3, pdu_timeout_s=0.3)
     with listening(config) as reception, raw_association(reception.port) as peer:
         for number in (1, 2):
