@@ -62,6 +62,13 @@ def slow_down(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
     monkeypatch.setattr(Spool, "write", slowly)
 
 
+def is_steady(growing: list[int]) -> bool:
+    """Whether nothing is added within half a second."""
+    before = len(growing)
+    time.sleep(0.5)
+    return len(growing) == before
+
+
 def test_a_peer_that_never_speaks_is_sent_away(tmp_path: Path) -> None:
     with listening(configuration(tmp_path, pdu_timeout_s=0.3)) as reception, connect(reception) as peer:
         assert ends(peer, 5)
@@ -147,6 +154,45 @@ def test_a_message_deadline_counts_neither_our_own_time_nor_pauses_between_messa
         time.sleep(0.7)
         peer.sendall(b"".join(store_request(ct_slice(4))))
         assert answered_status(peer) == 0x0000
+
+
+def test_requests_ahead_of_their_answers_stay_in_the_peers_own_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    count, allowed = 120, 4
+    gate, write = threading.Event(), Spool.write
+
+    def behind_the_gate(spool: Spool, received: Received) -> str:
+        if received.series_instance_uid == "2.25.8":
+            gate.wait(30)
+        return write(spool, received)
+
+    monkeypatch.setattr(Spool, "write", behind_the_gate)
+    pixels = bytes(1 << 19)
+    requests = [b"".join(store_request(ct_slice(number, "2.25.8", pixels))) for number in range(count)]
+    sent: list[int] = []
+
+    def push(peer: socket.socket) -> None:
+        for request in requests:
+            peer.sendall(request)
+            sent.append(len(request))
+
+    config = configuration(tmp_path, max_outstanding_requests=allowed)
+    with listening(config) as reception, raw_association(reception.port) as peer:
+        # Small and fixed, or the kernel's own buffers, which grow on loopback, would hide the effect.
+        peer.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 16)
+        peer.settimeout(60)
+        pushing = threading.Thread(target=push, args=(peer,), daemon=True)
+        pushing.start()
+        wait_until(lambda: len(sent) > allowed and is_steady(sent), what="that the peer is held back")
+        with associated(reception.port) as association:
+            statuses = [association.send_c_store(ct_slice(number)).Status for number in range(5)]
+        assert statuses == [0x0000] * 5
+        assert len(sent) < count // 3  # one handled, `allowed` waiting, the rest in the kernel's buffers
+        gate.set()
+        assert [answered_status(peer) for _ in range(count)] == [0x0000] * count
+        pushing.join(10)
+    assert rows(config, "SELECT count(*) FROM instances") == [(count + 5,)]
 
 
 def test_an_idle_association_is_closed(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
@@ -190,6 +191,23 @@ def test_below_the_reserve_the_sender_is_told_to_come_later(tmp_path: Path) -> N
     with listening(config.model_copy(update={"storage": storage})) as reception:
         assert store(reception, ct_slice()) == 0xA700
     assert spooled(config) == []
+
+
+def test_a_disk_that_fills_amid_an_association_refuses_until_there_is_room_again(
+    config: Config, reception: Listener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slices = [ct_slice(number) for number in range(3)]
+    usage = shutil.disk_usage(config.storage.folder)
+    with associated(reception.port) as association:
+        assert association.send_c_store(slices[0]).Status == 0x0000
+        with monkeypatch.context() as filled:
+            filled.setattr(shutil, "disk_usage", lambda _folder: usage._replace(free=(1 << 20) - 1))
+            assert association.send_c_store(slices[1]).Status == 0xA700
+            assert association.send_c_store(slices[0]).Status == 0xA700
+        assert [association.send_c_store(ds).Status for ds in slices[1:]] == [0x0000, 0x0000]
+    assert {data_set_bytes(path) for path in spooled(config)} == {encode(ds, False, True) for ds in slices}
+    assert rows(config, "SELECT count(*) FROM arrivals") == [(3,)]
+    assert reception.figures.snapshot().instances_refused == {"0xA700": 2}
 
 
 def test_a_database_that_cannot_be_written_is_a_failure_not_a_success(
