@@ -10,8 +10,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from dataclasses import dataclass
 from io import BytesIO
 
 import numpy as np
@@ -30,7 +29,8 @@ from dicom_node.ct_slice import CtHeader
 from inference.contours import ContourMode
 from inference.segmentation import Segmentation, StructureMap
 from inference.volume import PlaneStack, Volume
-from models.card import Code, Input, ModelDescription, Structure, Window
+from models.card import Code, Structure
+from tests import organs
 
 SLICES, ROWS, COLUMNS = 178, 512, 512
 PIXEL_MM, SLICE_MM = 0.98, 2.5
@@ -94,7 +94,7 @@ def _seconds(work: Callable[[], object]) -> float:
 
 
 def _write_and_check(series: CtSeries, segmentation: Segmentation, mode: ContourMode) -> bytes:
-    options = replace(_OPTIONS, contour_mode=mode)
+    options = organs.options(mode)
     made = rt_struct.build(series, segmentation, options)
     rt_struct_check.check(made.data, series, segmentation, options)
     return made.data
@@ -236,28 +236,6 @@ def _reference() -> Dataset:
     dataset.StudyInstanceUID, dataset.StudyID = "1.2.826.0.1.3680043.8.498.9.1", "1"
     dataset.StudyDate, dataset.StudyTime = "20260101", "120000"
     return dataset
-
-
-_OPTIONS = rt_struct.RtStructOptions(
-    contour_mode="smooth",
-    simplify_mm=0.1,
-    structure_set_label="Benchmark",
-    series_description="Benchmark",
-    created_at=datetime(2026, 1, 1, tzinfo=UTC),
-    model=ModelDescription(
-        name="benchmark",
-        version="1",
-        sha256="0" * 64,
-        summary="No network.",
-        licence="Apache-2.0",
-        attributions=(),
-        input=Input(
-            spacing_mm=(3, 4, 4), window=Window(lower_hu=-200, upper_hu=800), max_extent_mm=(400, 400, 400)
-        ),
-        structures=(),
-    ),
-    program_version="benchmark",
-)
 
 
 if __name__ == "__main__":

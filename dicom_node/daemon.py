@@ -42,9 +42,7 @@ def serve(config_path: Path) -> int:
     Raises:
         ConfigurationError: the configuration or the storage folder is wrong.
     """
-    config = _begin(config_path, "serve")
-    stop = _stop_on_signals()
-    with _alone(config, "serve"):
+    with _alone(config_path, "serve") as (_, stop):
         commands = {
             name: [sys.executable, "-m", "dicom_node", name, "--config", str(config_path.resolve())]
             for name in ("listen", "work")
@@ -60,9 +58,8 @@ def listen(config_path: Path) -> None:
     """
     from dicom_node.listener import Listener  # keeps pynetdicom out of the supervisor
 
-    config = _begin(config_path, "listen")
-    stop, notifier = _stop_on_signals(), Notifier()
-    with _alone(config, "listen"), _database(config) as engine:
+    notifier = Notifier()
+    with _alone(config_path, "listen") as (config, stop), _database(config) as engine:
         listener = Listener(config, engine)
         figures = metrics.exposition(metrics.NodeCollector(engine, config, listener.figures))
         status = http_status.HttpStatus(
@@ -89,9 +86,8 @@ def work(config_path: Path) -> None:
     from dicom_node import contouring  # keeps the network's runtime out of the listener
     from dicom_node.worker import Worker
 
-    config = _begin(config_path, "work")
-    stop, notifier = _stop_on_signals(), Notifier()
-    with _alone(config, "work"), _database(config) as engine:
+    notifier = Notifier()
+    with _alone(config_path, "work") as (config, stop), _database(config) as engine:
         worker = Worker(config, engine, lambda package: contouring.segmenter_of(package, config), time.time)
         worker.run(stop, ready=lambda: notifier.ready("waiting for series"), alive=notifier.alive)
         notifier.stopping()
@@ -127,13 +123,17 @@ def _database(config: Config) -> Iterator[Engine]:
 
 
 @contextmanager
-def _alone(config: Config, program: str) -> Iterator[None]:
-    """Hold the lock of this half; the system lets go of it however the process ends.
+def _alone(config_path: Path, program: str) -> Iterator[tuple[Config, threading.Event]]:
+    """The configuration, and the event that ends the process, while it is the only one of its kind.
+
+    The system lets go of the lock however the process ends.
 
     Raises:
-        AlreadyRunningError: another process holds it and does not end.
-        ConfigurationError: the folder cannot be written.
+        AlreadyRunningError: another process holds the lock and does not end.
+        ConfigurationError: the configuration is wrong, or the folder cannot be written.
     """
+    config = _begin(config_path, program)
+    stop = _stop_on_signals()
     path = config.storage.folder / f"{program}.lock"
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -141,7 +141,7 @@ def _alone(config: Config, program: str) -> Iterator[None]:
         raise ConfigurationError((f"storage.folder: {path} cannot be made: {problem.strerror}",)) from problem
     try:
         _take(descriptor, path)
-        yield
+        yield config, stop
     finally:
         os.close(descriptor)
 

@@ -276,20 +276,25 @@ def deliver_again(session: Session, series: Series, in_words: str, at: float) ->
 
 def delivery_stored(session: Session, delivery: Delivery, status: int, reason: str, at: float) -> None:
     """The destination answered success, or a warning with which it stored the object (PS3.4 B.2.3)."""
-    delivery.attempts += 1
-    delivery.last_status, delivery.stored_at = status, at
-    move(session, delivery, DeliveryState.STORED, at, reason)
-    settle(session, _job_of(session, delivery), at)
+    delivery.stored_at = at
+    _answered(session, delivery, DeliveryState.STORED, status, reason, at)
 
 
 def delivery_refused(
     session: Session, delivery: Delivery, status: int | None, reason: str, at: float
 ) -> None:
     """The destination will never take the object as it is; a person must look."""
+    _answered(session, delivery, DeliveryState.REFUSED, status, reason, at)
+
+
+def _answered(
+    session: Session, delivery: Delivery, state: DeliveryState, status: int | None, reason: str, at: float
+) -> None:
+    """The last attempt for now; what it makes of the job."""
     delivery.attempts += 1
     delivery.last_status = status
-    move(session, delivery, DeliveryState.REFUSED, at, reason)
-    settle(session, _job_of(session, delivery), at)
+    move(session, delivery, state, at, reason)
+    settle(session, session.get_one(Job, delivery.job_id), at)
 
 
 def delivery_postponed(
@@ -419,10 +424,6 @@ def named_files(session: Session) -> set[str]:
 def deliveries_of(session: Session, job: Job) -> list[Delivery]:
     """The job's deliveries, in the order in which they were made."""
     return list(session.scalars(select(Delivery).where(Delivery.job_id == job.id).order_by(Delivery.id)))
-
-
-def _job_of(session: Session, delivery: Delivery) -> Job:
-    return session.get_one(Job, delivery.job_id)
 
 
 def _predecessor(session: Session, series: Series) -> str | None:

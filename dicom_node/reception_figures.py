@@ -54,43 +54,39 @@ class ReceptionFigures:
     def instance_stored(self, size_bytes: int) -> None:
         """Count a new instance of `size_bytes`."""
         with self._lock:
-            self._counts["instances"] += 1
-            self._counts["instance_bytes"] += size_bytes
+            self._counts.update(instances=1, instance_bytes=size_bytes)
 
     def instance_again(self) -> None:
         """Count an instance that was here already."""
-        with self._lock:
-            self._counts["again"] += 1
+        self._add(self._counts, "again")
 
     def instance_discarded(self) -> None:
         """Count an instance of a storage class that is thrown away."""
-        with self._lock:
-            self._counts["discarded"] += 1
+        self._add(self._counts, "discarded")
 
     def instance_refused(self, status: int) -> None:
         """Count a C-STORE that was answered with the failure `status`."""
-        with self._lock:
-            self._instances_refused[f"0x{status:04X}"] += 1
+        self._add(self._instances_refused, f"0x{status:04X}")
 
     def association_accepted(self) -> None:
         """Count an association that was let in."""
-        with self._lock:
-            self._counts["accepted"] += 1
+        self._add(self._counts, "accepted")
 
     def association_ended(self) -> None:
         """Count the end, however it came, of an association that was let in."""
-        with self._lock:
-            self._counts["ended"] += 1
+        self._add(self._counts, "ended")
 
     def association_refused(self, reason: str) -> None:
         """Count an association request that was rejected on the wire."""
-        with self._lock:
-            self._associations_refused[reason] += 1
+        self._add(self._associations_refused, reason)
 
     def connection_dropped(self, reason: str) -> None:
         """Count a connection that the guard ended."""
+        self._add(self._connections_dropped, reason)
+
+    def _add(self, counter: Counter[str], key: str) -> None:
         with self._lock:
-            self._connections_dropped[reason] += 1
+            counter[key] += 1
 
     def snapshot(self) -> ReceptionSnapshot:
         """All counters at one moment."""

@@ -76,8 +76,8 @@ def echo(settings: dict[str, Any]) -> bool:
 
 def test_the_listener_answers_shows_its_figures_and_drains(tmp_path: Path, settings: dict[str, Any]) -> None:
     with node(tmp_path, settings, "listen") as process:
+        assert get(settings, "/healthz")[0] == 200  # answers once the listener listens, its port before
         assert echo(settings)
-        assert get(settings, "/healthz")[0] == 200
         assert "anatomynode_associations_accepted_total 1.0" in get(settings, "/metrics")[1]
         assert failing_checks(settings) == ["worker"], "without a worker the node is not ready"
         process.send_signal(signal.SIGTERM)

@@ -17,7 +17,8 @@ from inference.errors import InferenceFailedError, OutsideModelError
 from inference.segmentation import Segmentation
 from inference.segmenter import Segmenter
 from inference.volume import PlaneStack, Volume
-from models.card import PACKAGES, Code, Input, ModelDescription, ModelPackage, Structure, Window, read_package
+from models.card import PACKAGES, Code, ModelPackage, Structure, read_package
+from tests.organs import MODEL
 
 BODY_HU, GLAND_HU = 0, 200
 CENTRE_MM = np.array([10.0, -20.0, 400.0])
@@ -54,18 +55,8 @@ def package() -> ModelPackage:
         )
         for channel, name in enumerate(GLANDS_MM, start=1)
     )
-    description = ModelDescription(
-        name="stand-in",
-        version="1",
-        sha256="0" * 64,
-        summary="",
-        licence="",
-        attributions=(),
-        input=Input(
-            spacing_mm=(3, 4, 4), window=Window(lower_hu=-200, upper_hu=800), max_extent_mm=(360, 320, 512)
-        ),
-        structures=glands,
-    )
+    model_input = MODEL.input.model_copy(update={"max_extent_mm": (360, 320, 512)})
+    description = MODEL.model_copy(update={"input": model_input, "structures": glands})
     return ModelPackage(description, Path("none.onnx"))
 
 
