@@ -8,8 +8,10 @@ import ssl
 import struct
 import threading
 import time
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -45,6 +47,22 @@ def connect(reception: Listener) -> socket.socket:
 def still_serves(reception: Listener) -> bool:
     with associated(reception.port) as association:
         return bool(association.send_c_store(ct_slice()).Status == 0x0000)
+
+
+@contextmanager
+def visited(folder: Path, **limits: Any) -> Iterator[tuple[Listener, socket.socket]]:
+    """A listener with `limits`, and an association with it on a plain socket."""
+    with listening(configuration(folder, **limits)) as reception, raw_association(reception.port) as peer:
+        yield reception, peer
+
+
+def is_cut(peer: socket.socket, pieces: Iterable[bytes], pause_s: float = 0.0) -> bool:
+    """Whether the listener ends the connection while `pieces` are sent, or soon after."""
+    with suppress(OSError):
+        for piece in pieces:
+            peer.sendall(piece)
+            time.sleep(pause_s)
+    return ends(peer, 5)
 
 
 def dropped(reception: Listener, reason: str) -> int:
@@ -85,20 +103,9 @@ def test_half_an_association_request_ends_at_the_deadline(tmp_path: Path, sent: 
 
 
 def test_half_a_pdu_ends_at_the_deadline_however_slowly_it_drips(tmp_path: Path) -> None:
-    with (
-        listening(configuration(tmp_path, pdu_timeout_s=0.5)) as reception,
-        raw_association(reception.port) as peer,
-    ):
-        start = time.monotonic()
-        message = pdu(4, bytes(1000))
-        for position in range(12):
-            try:
-                peer.sendall(message[position : position + 1])
-            except OSError:
-                break
-            time.sleep(0.1)
-        assert ends(peer, 5)
-        assert time.monotonic() - start < 5
+    with visited(tmp_path, pdu_timeout_s=0.5) as (reception, peer):
+        assert is_cut(peer, (bytes([one]) for one in pdu(4, bytes(100))), pause_s=0.1)
+        assert dropped(reception, "pdu_too_slow") == 1
         wait_until(lambda: rows(configuration(tmp_path), "SELECT outcome FROM associations") == [("lost",)])
 
 
@@ -113,30 +120,16 @@ def test_a_header_that_claims_4_gib_is_refused_at_once(tmp_path: Path, is_associ
 
 
 def test_endless_fragments_end_at_the_message_cap(tmp_path: Path) -> None:
-    with (
-        listening(configuration(tmp_path, max_instance_mib=1)) as reception,
-        raw_association(reception.port) as peer,
-    ):
-        try:
-            for _ in range(200):
-                peer.sendall(fragment(bytes(16_000), control=0))
-        except OSError:
-            pass
-        assert ends(peer, 5)
+    with visited(tmp_path, max_instance_mib=1) as (reception, peer):
+        assert is_cut(peer, [fragment(bytes(16_000), control=0)] * 200)
         assert dropped(reception, "message_too_long") == 1
         assert still_serves(reception)
 
 
 def test_whole_small_pdus_that_trickle_end_at_the_message_deadline(tmp_path: Path) -> None:
-    config = configuration(tmp_path, idle_timeout_s=2, pdu_timeout_s=2, message_timeout_s=0.5)
-    with listening(config) as reception, raw_association(reception.port) as peer:
-        start = time.monotonic()
-        with suppress(OSError):
-            while time.monotonic() - start < 5:
-                peer.sendall(fragment(b"\0\0", control=0))
-                time.sleep(0.1)
-        assert ends(peer, 5)
-        assert time.monotonic() - start < 5
+    limits = {"idle_timeout_s": 20, "pdu_timeout_s": 20, "message_timeout_s": 0.5}
+    with visited(tmp_path, **limits) as (reception, peer):
+        assert is_cut(peer, [fragment(b"\0\0", control=0)] * 50, pause_s=0.1)
         assert dropped(reception, "message_too_slow") == 1
         assert still_serves(reception)
 
@@ -144,14 +137,13 @@ def test_whole_small_pdus_that_trickle_end_at_the_message_deadline(tmp_path: Pat
 def test_a_message_deadline_counts_neither_our_own_time_nor_pauses_between_messages(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    slow_down(monkeypatch, 0.7)
-    config = configuration(tmp_path, message_timeout_s=0.5, max_outstanding_requests=1)
-    with listening(config) as reception, raw_association(reception.port) as peer:
+    slow_down(monkeypatch, 1)
+    with visited(tmp_path, message_timeout_s=0.8, max_outstanding_requests=1) as (_, peer):
         for number in range(3):  # the last one must wait amid its PDUs until there is a place for it
             for piece in store_request(ct_slice(number, pixels=bytes(200_000))):
                 peer.sendall(piece)
         assert [answered_status(peer) for _ in range(3)] == [0x0000] * 3
-        time.sleep(0.7)
+        time.sleep(1)
         peer.sendall(b"".join(store_request(ct_slice(4))))
         assert answered_status(peer) == 0x0000
 
@@ -196,9 +188,8 @@ def test_requests_ahead_of_their_answers_stay_in_the_peers_own_memory(
 
 
 def test_an_idle_association_is_closed(tmp_path: Path) -> None:
-    with listening(configuration(tmp_path, idle_timeout_s=0.3)) as reception:
-        with raw_association(reception.port) as peer:
-            assert ends(peer, 5)
+    with visited(tmp_path, idle_timeout_s=0.3) as (reception, peer):
+        assert ends(peer, 5)
         assert still_serves(reception)
 
 
@@ -206,16 +197,14 @@ def test_a_handler_slower_than_every_timeout_cuts_nobody(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     slow_down(monkeypatch, 1)
-    config = configuration(tmp_path, idle_timeout_s=0.3, pdu_timeout_s=0.3)
-    with listening(config) as reception, raw_association(reception.port) as peer:
+    with visited(tmp_path, idle_timeout_s=0.3, pdu_timeout_s=0.3) as (_, peer):
         for number in (1, 2):
             peer.sendall(b"".join(store_request(ct_slice(number))))
         assert [answered_status(peer), answered_status(peer)] == [0x0000, 0x0000]
 
 
 def test_a_slow_sender_whose_pauses_stay_below_the_limits_is_served(tmp_path: Path) -> None:
-    config = configuration(tmp_path, idle_timeout_s=0.8, pdu_timeout_s=0.8)
-    with listening(config) as reception, raw_association(reception.port) as peer:
+    with visited(tmp_path, idle_timeout_s=1.5, pdu_timeout_s=1.5) as (_, peer):
         for piece in store_request(ct_slice(pixels=bytes(40_000))):
             for part in (piece[:3], piece[3:500], piece[500:]):
                 peer.sendall(part)
@@ -244,22 +233,17 @@ def test_a_listener_that_could_not_run_for_longer_than_its_limits_cuts_nobody(
 
 def test_idle_associations_cost_next_to_nothing(tmp_path: Path) -> None:
     with listening(configuration(tmp_path)) as reception:
-        peers = [raw_association(reception.port) for _ in range(8)]
-        for peer in peers:
-            peer.__enter__()
-        before = time.process_time()
-        time.sleep(1)
-        burnt = time.process_time() - before
-        for peer in peers:
-            peer.__exit__(None, None, None)
+        with ExitStack() as peers:
+            for _ in range(8):
+                peers.enter_context(raw_association(reception.port))
+            before = time.process_time()
+            time.sleep(1)
+            burnt = time.process_time() - before
         assert burnt < 0.3  # pynetdicom's own reactors: about half of it for eight
 
 
 def test_one_address_gets_no_more_than_its_associations_and_is_told_so(tmp_path: Path) -> None:
-    with (
-        listening(configuration(tmp_path, max_associations_per_address=1)) as reception,
-        raw_association(reception.port) as first,
-    ):
+    with visited(tmp_path, max_associations_per_address=1) as (reception, first):
         with connect(reception) as second:
             second.sendall(association_request())
             # A-ASSOCIATE-RJ: transient, presentation, local limit exceeded (PS3.8 9.3.4)
@@ -275,12 +259,9 @@ def test_noise_after_the_handshake_hurts_nobody_else(
     reception: Listener, noise: list[tuple[int, bytes]]
 ) -> None:
     with raw_association(reception.port) as peer:
-        try:
-            for kind, body in noise:
-                peer.sendall(pdu(kind, body))
+        with suppress(OSError):
+            peer.sendall(b"".join(pdu(kind, body) for kind, body in noise))
             peer.shutdown(socket.SHUT_WR)
-        except OSError:
-            pass
         assert ends(peer, 10)
     wait_until(lambda: reception.figures.snapshot().associations_open == 0)
 
