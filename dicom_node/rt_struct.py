@@ -22,7 +22,7 @@ from pydicom.uid import UID, ImplicitVRLittleEndian, RTStructureSetStorage
 from pydicom.valuerep import STR_VR, format_number_as_ds
 from rt_utils import ds_helper
 
-from dicom_node.contour_items import encode_contours, encode_references
+from dicom_node.contour_items import encode_contours, encode_reference
 from dicom_node.ct_series import CtSeries
 from dicom_node.errors import SeriesRejectedError
 from dicom_node.refusals import Refusal
@@ -320,7 +320,7 @@ def _referenced_frame_of_reference(series: CtSeries) -> Dataset:
     header = series.headers[0]
     referenced_series = _item()
     referenced_series.SeriesInstanceUID = header.series_instance_uid
-    _put_items(referenced_series, "ContourImageSequence", encode_references(_references(series)))
+    _put_items(referenced_series, "ContourImageSequence", b"".join(_references(series)))
     study = _item()
     study.ReferencedSOPClassUID = _DETACHED_STUDY
     study.ReferencedSOPInstanceUID = header.study_instance_uid
@@ -465,8 +465,8 @@ def _take(dataset: Dataset, reference: Dataset, keywords: Iterable[str]) -> None
         dataset[tag] = element if element.is_raw and vr in STR_VR else reference[tag]
 
 
-def _references(series: CtSeries) -> list[tuple[str, str]]:
-    return [(header.sop_class_uid, header.sop_instance_uid) for header in series.headers]
+def _references(series: CtSeries) -> list[bytes]:
+    return [encode_reference(header.sop_class_uid, header.sop_instance_uid) for header in series.headers]
 
 
 def _item() -> Dataset:

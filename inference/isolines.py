@@ -8,6 +8,7 @@ Never lets a simplified ring cross itself or another one of its plane.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import cast
 
 import contourpy
@@ -49,7 +50,7 @@ class _Rings:
     geometry: NDArray[np.intp]
     """The multipolygon that each ring belongs to; ascending."""
 
-    @property
+    @cached_property
     def starts(self) -> NDArray[np.intp]:
         """Where each ring's points begin."""
         return np.flatnonzero(np.diff(self.ring, prepend=-1))
@@ -86,12 +87,11 @@ def iso_lines(
         simplify_mm: how far a simplified line may leave the traced one. Which line encloses which
             stays as it is, and so does the area (`_LOST_BY_CURVATURE_PX` is given back to it).
     """
-    padded = _padded(_cleared(probability.astype(np.float64), threshold), threshold)
-    planes, traced = _trace(padded, threshold)
+    padded = _padded(probability, threshold)
+    scale = np.array(spacing_mm)
+    planes, exact = _trace(padded, threshold, scale)
     if not len(planes):
         return []
-    scale = np.array(spacing_mm)
-    exact = shapely.transform(traced, lambda points: (points[:, ::-1] - 1) * scale)
     rings = _rings(_balanced(exact, simplify_mm, spacing_mm))
     areas = rings.areas() / scale.prod()
     points = np.split(rings.points / scale, rings.starts[1:])
@@ -102,23 +102,27 @@ def iso_lines(
     ]
 
 
-def _cleared(probability: Vectors, threshold: float) -> Vectors:
-    near = np.abs(probability - threshold) < _CLEARANCE
-    side = np.where(probability >= threshold, _CLEARANCE, -_CLEARANCE)
-    return np.where(near, threshold + side, probability)
+def _padded(probability: NDArray[np.float32], threshold: float) -> Vectors:
+    """Clear of the threshold, and with one voxel more on each side of each plane.
 
-
-def _padded(probability: Vectors, threshold: float) -> Vectors:
-    """One voxel more on each side of each plane; a line that leaves the box closes on its voxels' edge."""
-    padded = np.pad(probability, ((0, 0), (1, 1), (1, 1)), mode="edge")
+    A line that leaves the box closes on its voxels' edge.
+    """
+    padded = np.pad(probability, ((0, 0), (1, 1), (1, 1)), mode="edge").astype(np.float64)
+    near = np.abs(padded - threshold) < _CLEARANCE
+    padded[near] = np.where(padded[near] >= threshold, threshold + _CLEARANCE, threshold - _CLEARANCE)
     for border in (np.s_[:, 0], np.s_[:, -1], np.s_[:, :, 0], np.s_[:, :, -1]):
         beyond = padded[border]
         padded[border] = np.where(beyond >= threshold, 2 * threshold - beyond, 0.0)
     return padded
 
 
-def _trace(probability: Vectors, threshold: float) -> tuple[NDArray[np.intp], Geometries]:
-    """The planes that hold anything, and for each a multipolygon of (column, row) points.
+def _trace(probability: Vectors, threshold: float, scale: Vectors) -> tuple[NDArray[np.intp], Geometries]:
+    """The planes that hold anything, and for each a multipolygon of (row, column) points in mm.
+
+    Args:
+        probability: padded, so that index 1 is the box's first row or column.
+        threshold: the level.
+        scale: between rows, between columns, in mm.
 
     The planes are traced as one picture, one below the other: their borders keep them apart.
     """
@@ -135,7 +139,8 @@ def _trace(probability: Vectors, threshold: float) -> tuple[NDArray[np.intp], Ge
     plane_of_point = (points[:, 1] // rows).astype(np.intp)
     points[:, 1] -= plane_of_point * rows
     offsets = (rings.astype(np.int64), polygons.astype(np.int64))
-    shapes = shapely.from_ragged_array(shapely.GeometryType.POLYGON, points, offsets)
+    points_mm = (points[:, ::-1] - 1) * scale
+    shapes = shapely.from_ragged_array(shapely.GeometryType.POLYGON, points_mm, offsets)
     plane_of_shape = plane_of_point[rings[polygons[:-1]]]
     order = np.argsort(plane_of_shape, kind="stable")
     planes, geometry = np.unique(plane_of_shape[order], return_inverse=True)

@@ -28,17 +28,21 @@ def fill(polygons: Sequence[NDArray[np.float64]], rows: int, columns: int) -> ND
     if not polygons:
         return np.zeros((rows, columns), np.bool_)
     starts = np.concatenate(polygons)
-    ends = np.concatenate([np.roll(polygon, -1, axis=0) for polygon in polygons])
+    lengths = np.array([len(polygon) for polygon in polygons])
+    lasts = np.cumsum(lengths) - 1
+    ends = np.roll(starts, -1, axis=0)
+    ends[lasts] = starts[lasts + 1 - lengths]
     upside_down = starts[:, 0] > ends[:, 0]
     upper = np.where(upside_down[:, None], ends, starts)
     lower = np.where(upside_down[:, None], starts, ends)
     first = np.clip(np.ceil(upper[:, 0]), 0, rows).astype(np.intp)
-    counts = np.clip(np.ceil(lower[:, 0]), 0, rows).astype(np.intp) - first
-    edge = np.repeat(np.arange(len(counts)), counts)
-    row = np.arange(len(edge)) - np.repeat(np.cumsum(counts) - counts, counts) + first[edge]
+    crossed_rows = np.clip(np.ceil(lower[:, 0]), 0, rows).astype(np.intp) - first
+    edge = np.repeat(np.arange(len(starts)), crossed_rows)
+    row = np.arange(len(edge)) - np.repeat(np.cumsum(crossed_rows) - crossed_rows, crossed_rows) + first[edge]
     height = lower[edge, 0] - upper[edge, 0]
     crossing = upper[edge, 1] + (row - upper[edge, 0]) / height * (lower[edge, 1] - upper[edge, 1])
     column = np.clip(np.ceil(crossing), 0, columns).astype(np.intp)
     toggles = np.bincount(row * (columns + 1) + column, minlength=rows * (columns + 1))
-    inside: NDArray[np.bool_] = (np.cumsum(toggles.reshape(rows, columns + 1), axis=1) % 2).astype(np.bool_)
-    return inside[:, :columns]
+    # Only whether a count is odd matters, so it may overflow.
+    crossed = np.cumsum(toggles.reshape(rows, columns + 1)[:, :columns], axis=1, dtype=np.uint8)
+    return np.asarray(crossed % 2, np.bool_)

@@ -98,8 +98,10 @@ class PlaneStack:
         )
         return np.diff(edges)
 
-    def plane_points_mm(self, slice_index: int, points: Vector) -> Vector:
+    def plane_points_mm(self, slice_index: int | NDArray[np.intp], points: Vector) -> Vector:
         """LPS millimetres of points (n, 2) given as (row, column) index coordinates in one plane.
+
+        Points of several planes come with an array (n,) of their slices.
 
         This is the one place where (row, column) becomes (x, y, z).
         """
