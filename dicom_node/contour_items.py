@@ -64,14 +64,15 @@ def _contour_data(contours: Sequence[Contour], planes: PlaneStack) -> Iterator[b
     lengths = [len(contour.points) for contour in contours]
     slices = np.repeat([contour.slice_index for contour in contours], lengths)
     points = planes.plane_points_mm(slices, np.concatenate([contour.points for contour in contours]))
-    # One after the other, point by point, only what has to be rounded.
+    # What has to be rounded, point by point.
+    rounded = int(np.count_nonzero(varies))
     numbers = iter(points[:, varies].ravel().tolist())
     for contour, length in zip(contours, lengths, strict=True):
         point = "\\".join(
             "%.4f" if moves else format_number_as_ds(float(own))
             for moves, own in zip(varies, planes.origins_mm[contour.slice_index], strict=True)
         )
-        text = "\\".join([point] * length) % tuple(islice(numbers, length * np.count_nonzero(varies)))
+        text = "\\".join([point] * length) % tuple(islice(numbers, length * rounded))
         yield text.encode("ascii")
 
 

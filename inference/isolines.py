@@ -119,16 +119,26 @@ def _padded(probability: NDArray[np.float32], threshold: float) -> Vectors:
 def _trace(probability: Vectors, threshold: float, scale: Vectors) -> tuple[NDArray[np.intp], Geometries]:
     """The planes that hold anything, and for each a multipolygon of (row, column) points in mm.
 
+    The planes are traced as one picture, one below the other: their borders keep them apart.
+
     Args:
         probability: padded, so that index 1 is the box's first row or column.
         threshold: the level.
         scale: between rows, between columns, in mm.
-
-    The planes are traced as one picture, one below the other: their borders keep them apart.
     """
     slices, rows, columns = probability.shape
-    generator = contourpy.contour_generator(
-        z=probability.reshape(slices * rows, columns), fill_type=contourpy.FillType.ChunkCombinedOffsetOffset
+    row, column = np.indices((slices * rows, columns), np.float64)
+    # contourpy's factory would search every value for NaN, which takes as long as the tracing.
+    generator = contourpy.SerialContourGenerator(
+        column,
+        row,
+        probability.reshape(row.shape),
+        None,  # type: ignore[arg-type]  # no mask; the stub forgets that this is allowed
+        corner_mask=False,
+        line_type=contourpy.LineType.Separate,
+        fill_type=contourpy.FillType.ChunkCombinedOffsetOffset,
+        quad_as_tri=False,
+        z_interp=contourpy.ZInterp.Linear,
     )
     # One chunk of (points, where each ring begins, where each polygon's rings begin), or None in each.
     points, rings, polygons = cast(
