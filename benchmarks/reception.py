@@ -122,6 +122,8 @@ def _serve_bare(folder: Path, fsync: bool) -> None:
 
     ae = AE(ae_title=TITLE)
     ae.maximum_pdu_size = PDU_BYTES
+    # pynetdicom counts the time that a handler takes as the peer's silence, and ends the association for it.
+    ae.network_timeout = PATIENCE_S
     ae.add_supported_context(CTImageStorage, ExplicitVRLittleEndian)
     server = ae.start_server(("127.0.0.1", 0), block=False, evt_handlers=[(evt.EVT_C_STORE, on_store)])
     _announce(server.server_address[1])
