@@ -55,12 +55,24 @@ class _Rings:
         """Where each ring's points begin."""
         return np.flatnonzero(np.diff(self.ring, prepend=-1))
 
-    def shifted(self, step: int) -> Vectors:
-        """For each point the next one (1) or the previous one (-1) on its ring."""
-        starts = self.starts
-        counts = np.diff(starts, append=len(self.ring))[self.ring]
-        first = starts[self.ring]
-        return np.asarray(self.points[first + (np.arange(len(first)) - first + step) % counts])
+    @cached_property
+    def lasts(self) -> NDArray[np.intp]:
+        """Where each ring's last point stands."""
+        return np.append(self.starts[1:], len(self.points)) - 1
+
+    @cached_property
+    def after(self) -> Vectors:
+        """For each point the next one on its ring."""
+        after = np.roll(self.points, -1, axis=0)
+        after[self.lasts] = self.points[self.starts]
+        return after
+
+    @cached_property
+    def before(self) -> Vectors:
+        """For each point the previous one on its ring."""
+        before = np.roll(self.points, 1, axis=0)
+        before[self.starts] = self.points[self.lasts]
+        return before
 
     def sums(self, values: Vectors) -> Vectors:
         """Sum of one value a point over each ring."""
@@ -68,8 +80,8 @@ class _Rings:
 
     def areas(self) -> Vectors:
         """Signed area of each ring, as `outlines.signed_area` has it."""
-        after = self.shifted(1)
-        return np.asarray(self.sums(self.points[:, 1] * after[:, 0] - self.points[:, 0] * after[:, 1]) / 2)
+        across = self.points[:, 1] * self.after[:, 0] - self.points[:, 0] * self.after[:, 1]
+        return np.asarray(self.sums(across) / 2)
 
 
 def iso_lines(
@@ -166,7 +178,7 @@ def _balanced(exact: Geometries, simplify_mm: float, spacing_mm: tuple[float, fl
     rings, wanted = _rings(simple), _rings(exact).areas()
     pixel_mm2 = spacing_mm[0] * spacing_mm[1]
     missing = wanted + np.sign(wanted) * _LOST_BY_CURVATURE_PX * pixel_mm2 - rings.areas()
-    before, after = rings.shifted(-1), rings.shifted(1)
+    before, after = rings.before, rings.after
     # The gradient of a ring's area: outwards, half as long as the way between the neighbours.
     outwards = np.stack((before[:, 1] - after[:, 1], after[:, 0] - before[:, 0]), axis=1) / 2
     lengths = np.linalg.norm(outwards, axis=1)
@@ -204,6 +216,5 @@ def _rings(geometries: Geometries) -> _Rings:
 
 def _with_points(geometries: Geometries, rings: _Rings, points: Vectors) -> Geometries:
     """The same lines through other points; each ring is closed again by its last point, put first."""
-    lasts = points[np.append(rings.starts[1:], len(points)) - 1]
-    closed = np.insert(points, rings.starts, lasts, axis=0)
+    closed = np.insert(points, rings.starts, points[rings.lasts], axis=0)
     return np.asarray(shapely.transform(geometries, lambda _: closed))
