@@ -250,6 +250,8 @@ patients, and a qualified person must review and approve each contour before it 
 - Input: CT brought to {spacing} mm (slice, row, column), HU {window.lower_hu:g} to {window.upper_hu:g}
   scaled to 0..1, everything outside the body air, at most {extent} mm from the top of the body downwards.
 - sha256 of `model.onnx`: `{described.sha256}`
+- How good it is on patients that it was not trained on: `EVALUATION.md` beside this file, as written by
+  `anatomynode models evaluate` through the whole product
 
 ## Training
 
