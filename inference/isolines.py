@@ -32,6 +32,13 @@ too far inside by an amount that is proportional to its curvature, together by 1
 over the radius in pixels; along a closed line that sums up to 2 pi / 6.
 """
 
+_TRUSTED_AREAS_PX = (np.pi * 2**2, np.pi * 3**2)
+"""Nothing is given back to a line that encloses less than the first, all of it from the second on.
+
+The law above holds for discs of 3 pixels radius and more. On a cord that is 3 pixels wide it would
+swallow one voxel in ten whose probability is below the threshold: no longer the contour of its mask.
+"""
+
 _FURTHEST_PX = 0.1
 """The restored area moves no line by more than this."""
 
@@ -177,7 +184,8 @@ def _balanced(exact: Geometries, simplify_mm: float, spacing_mm: tuple[float, fl
     simple = _simplified(exact, simplify_mm)
     rings, wanted = _rings(simple), _rings(exact).areas()
     pixel_mm2 = spacing_mm[0] * spacing_mm[1]
-    missing = wanted + np.sign(wanted) * _LOST_BY_CURVATURE_PX * pixel_mm2 - rings.areas()
+    lost_px = _LOST_BY_CURVATURE_PX * np.interp(np.abs(wanted) / pixel_mm2, _TRUSTED_AREAS_PX, (0.0, 1.0))
+    missing = wanted + np.sign(wanted) * lost_px * pixel_mm2 - rings.areas()
     before, after = rings.before, rings.after
     # The gradient of a ring's area: outwards, half as long as the way between the neighbours.
     outwards = np.stack((before[:, 1] - after[:, 1], after[:, 0] - before[:, 0]), axis=1) / 2

@@ -131,6 +131,18 @@ def test_discs_of_partial_volume_have_their_analytic_area(radius, simplify_mm):
     assert np.abs(errors).max() < 0.03
 
 
+@pytest.mark.parametrize("radius", [1.4, 1.8, 2.2, 2.6, 3.0])
+def test_a_cord_a_few_pixels_wide_keeps_the_voxels_of_its_mask(radius):
+    rng = np.random.default_rng(3)
+    row, column = np.ogrid[:20, :20]
+    distance = np.stack(
+        [np.hypot(row - 9.5 - rng.uniform(-1, 1), column - 9.5 - rng.uniform(-1, 1)) for _ in range(60)]
+    )
+    found = structure_map(1 / (1 + np.exp(3 * (distance - radius))))  # as soft an edge as a network's
+    got = filled(trace(found, planes(60, 20, 20, (3.9, 3.9)), "smooth", 0.1), distance.shape)
+    assert 2 * (got & found.mask).sum() >= 0.97 * (got.sum() + found.mask.sum())
+
+
 def test_simplification_keeps_within_its_millimetres_where_pixels_are_not_square():
     spacing_mm = np.array([0.5, 2.0])
     covered = disc(9, 14.3, 14.8, 30)[None]
