@@ -25,6 +25,12 @@ ContourMode = Literal["smooth", "voxel"]
 LOST_AREA = 0.25
 """Smooth lines that enclose this much less or more than their slice's mask do not stand for it."""
 
+LOST_VOLUME = 0.06
+"""Nor do lines that are this far off over a whole structure, as thin ones on coarse pixels are."""
+
+_COUNTABLE_VOXELS = 500
+"""From so many voxels on their count says how large a structure is; fewer scatter about it by chance."""
+
 
 @dataclass(frozen=True)
 class Contour:
@@ -50,7 +56,8 @@ def trace(
     `smooth` follows the line where the probability is the threshold. Before simplification that
     line, too, has the voxel centres of the mask inside and all others outside; simplification may
     exchange those that lie within `simplify_mm` of it. A slice with so few voxels that the line
-    encloses a quarter less or more than they do gets its voxel outline instead.
+    encloses a quarter less or more than they do gets its voxel outline instead; so do the worst
+    slices of a structure whose lines are off by more than `LOST_VOLUME` in sum.
 
     Args:
         found: the structure; only its box is worked on.
@@ -82,7 +89,11 @@ def _with_lost_slices(lines: list[PlaneRing], mask: NDArray[np.bool_]) -> list[P
     areas = np.zeros(len(mask))
     for line in lines:
         areas[line.plane] += line.area
-    lost = np.abs(areas - voxels) > LOST_AREA * voxels
+    off = np.abs(areas - voxels)
+    lost = off > LOST_AREA * voxels
+    whole = voxels.sum()
+    if whole >= _COUNTABLE_VOXELS and abs(areas.sum() - whole) > LOST_VOLUME * whole:
+        lost |= off > LOST_VOLUME * voxels
     if not lost.any():
         return lines
     kept = [line for line in lines if not lost[line.plane]]

@@ -32,15 +32,11 @@ too far inside by an amount that is proportional to its curvature, together by 1
 over the radius in pixels; along a closed line that sums up to 2 pi / 6.
 """
 
-_TRUSTED_AREAS_PX = (np.pi * 2**2, np.pi * 3**2)
-"""Nothing is given back to a line that encloses less than the first, all of it from the second on.
-
-The law above holds for discs of 3 pixels radius and more. On a cord that is 3 pixels wide it would
-swallow one voxel in ten whose probability is below the threshold: no longer the contour of its mask.
-"""
-
 _FURTHEST_PX = 0.1
 """The restored area moves no line by more than this."""
+
+_SHORT_OF_CENTRE_PX = 0.01
+"""A moved point stops so far before a voxel's centre: the probability alone says which voxels are inside."""
 
 Vectors = NDArray[np.float64]
 Geometries = NDArray[np.object_]
@@ -184,8 +180,7 @@ def _balanced(exact: Geometries, simplify_mm: float, spacing_mm: tuple[float, fl
     simple = _simplified(exact, simplify_mm)
     rings, wanted = _rings(simple), _rings(exact).areas()
     pixel_mm2 = spacing_mm[0] * spacing_mm[1]
-    lost_px = _LOST_BY_CURVATURE_PX * np.interp(np.abs(wanted) / pixel_mm2, _TRUSTED_AREAS_PX, (0.0, 1.0))
-    missing = wanted + np.sign(wanted) * lost_px * pixel_mm2 - rings.areas()
+    missing = wanted + np.sign(wanted) * _LOST_BY_CURVATURE_PX * pixel_mm2 - rings.areas()
     before, after = rings.before, rings.after
     # The gradient of a ring's area: outwards, half as long as the way between the neighbours.
     outwards = np.stack((before[:, 1] - after[:, 1], after[:, 0] - before[:, 0]), axis=1) / 2
@@ -193,8 +188,21 @@ def _balanced(exact: Geometries, simplify_mm: float, spacing_mm: tuple[float, fl
     furthest = _FURTHEST_PX * min(spacing_mm)
     move = np.clip(missing / rings.sums(lengths), -furthest, furthest)
     units = outwards / np.maximum(lengths, np.finfo(float).tiny)[:, None]
-    moved = _with_points(simple, rings, rings.points + move[rings.ring, None] * units)
+    steps = _short_of_centres(rings.points, move[rings.ring, None] * units, np.array(spacing_mm))
+    moved = _with_points(simple, rings, rings.points + steps)
     return np.where(shapely.is_valid(moved), moved, simple)
+
+
+def _short_of_centres(points: Vectors, steps: Vectors, scale: Vectors) -> Vectors:
+    """The same steps, each ended before it would pass the voxel centre that lies nearest ahead.
+
+    On a cord that is 3 pixels wide one voxel in ten would otherwise change sides.
+    """
+    to_centre = np.rint(points / scale) * scale - points
+    ahead = np.einsum("ij,ij->i", to_centre, steps) > 0
+    room = np.maximum(np.linalg.norm(to_centre, axis=1) - _SHORT_OF_CENTRE_PX * scale.min(), 0)
+    lengths = np.maximum(np.linalg.norm(steps, axis=1), np.finfo(float).tiny)
+    return steps * np.where(ahead, np.minimum(1, room / lengths), 1)[:, None]
 
 
 def _simplified(exact: Geometries, simplify_mm: float) -> Geometries:
