@@ -138,3 +138,15 @@ def test_beyond_the_border_linear_fades_to_zero_and_nearest_gives_what_it_is_tol
 def test_a_border_voxel_reaches_half_a_voxel_beyond_its_centre(coordinate: float, held: float) -> None:
     block = np.full((1, 1, 1), coordinate)
     assert held_at_border((block, block, block), (5, 5, 5))[1].item() == pytest.approx(held)
+
+
+def test_interpolation_axis_by_axis_gives_what_voxel_by_voxel_does_also_beyond_the_border() -> None:
+    rng = np.random.default_rng(5)
+    values = rng.random((7, 6, 9), np.float32)
+    coordinates = (
+        rng.uniform(-2, 8, (11, 1, 1)),
+        rng.uniform(-2, 7, (1, 13, 1)),
+        rng.uniform(-2, 10, (1, 1, 12)),
+    )
+    voxel_by_voxel = linear(values, coordinates, prepare=lambda taken: taken)
+    np.testing.assert_allclose(linear(values, coordinates), voxel_by_voxel, atol=1e-6)
