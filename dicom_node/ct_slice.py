@@ -32,16 +32,12 @@ from pydicom.uid import (
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
-    JPEG2000Lossless,
-    JPEGLossless,
-    JPEGLosslessSV1,
-    JPEGLSLossless,
     LegacyConvertedEnhancedCTImageStorage,
-    RLELossless,
 )
 
 from dicom_node.errors import SeriesRejectedError
 from dicom_node.refusals import Refusal
+from dicom_node.transfer_syntaxes import COMPRESSED
 
 # pydicom's reading warnings repeat the value that they complain of, be it a patient's name.
 pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
@@ -50,7 +46,6 @@ PADDING_HU = -1024
 """What a padded pixel (PS3.3 C.7.5.1.1.2) becomes: outside the reconstruction there is nothing, like air."""
 
 NATIVE = frozenset({ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian})
-COMPRESSED = frozenset({RLELossless, JPEGLossless, JPEGLosslessSV1, JPEGLSLossless, JPEG2000Lossless})
 
 NOT_OURS = frozenset({Refusal.NOT_DICOM, Refusal.NOT_CT, Refusal.ENHANCED_CT, Refusal.LOCALIZER})
 """Refusals of an instance that may lie beside a CT series without spoiling it, such as its localizer."""
@@ -290,7 +285,7 @@ def _refuse_what_is_no_ct(dataset: Dataset, syntax: UID) -> None:
     if words & _NO_PLANNING_IMAGES:
         named = ", ".join(sorted(words & _NO_PLANNING_IMAGES))
         _refuse(Refusal.NO_PLANNING_IMAGE, f"no planning image: ImageType has {named}")
-    if syntax not in NATIVE | COMPRESSED:
+    if syntax not in (*NATIVE, *COMPRESSED):
         lossy = (
             syntax.is_transfer_syntax and syntax.is_compressed and syntax != DeflatedExplicitVRLittleEndian
         )

@@ -19,16 +19,7 @@ from pydicom import Dataset
 from pydicom.dataelem import RawDataElement
 from pydicom.filereader import read_dataset
 from pydicom.tag import BaseTag, Tag
-from pydicom.uid import (
-    CTImageStorage,
-    ExplicitVRLittleEndian,
-    ImplicitVRLittleEndian,
-    JPEG2000Lossless,
-    JPEGLossless,
-    JPEGLosslessSV1,
-    JPEGLSLossless,
-    RLELossless,
-)
+from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 from pynetdicom import AE, evt
 from pynetdicom.service_class import ServiceClass, StorageServiceClass
 from pynetdicom.sop_class import Verification, register_uid, uid_to_service_class
@@ -41,16 +32,9 @@ from dicom_node.guard import AssociationRequest, Refusal
 from dicom_node.intake import AssociationEnd, Intake, Outcome, Registry
 from dicom_node.reception_figures import ReceptionFigures
 from dicom_node.spool import OutOfSpaceError, Received, Spool, receive
+from dicom_node.transfer_syntaxes import COMPRESSED
 
-LOSSLESS = (
-    ExplicitVRLittleEndian,
-    ImplicitVRLittleEndian,
-    RLELossless,
-    JPEGLosslessSV1,
-    JPEGLossless,
-    JPEGLSLossless,
-    JPEG2000Lossless,
-)
+LOSSLESS = (ExplicitVRLittleEndian, ImplicitVRLittleEndian, *COMPRESSED)
 """Nothing lossy: contours follow HU. Nothing deflated: 0.5 MB of it can become 1 GB."""
 
 LOSSY = (

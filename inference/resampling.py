@@ -234,7 +234,7 @@ def _is_separable(coordinates: Coordinates) -> bool:
 
 
 def _linear_by_axis(values: NDArray[Any], coordinates: Coordinates) -> NDArray[np.float32]:
-    """`linear` as one small matrix product an axis, which is ten times as fast."""
+    """`linear` as one small matrix product an axis, which spares looking up eight neighbours a voxel."""
     slices, rows, columns = (
         _weights(axis, extent) for axis, extent in zip(coordinates, values.shape, strict=True)
     )
