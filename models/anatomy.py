@@ -1,6 +1,6 @@
 """The organs that a model of ours may draw, whichever model and whoever drew them for training.
 
-Owns one table: TG-263 name, code, colour, side, postprocessing, and what a drawing must look like to be believed.
+Owns one table: TG-263 name, code, colour, side, postprocessing, and which drawings are to be believed.
 Speaks cm3 and HU; arrays (slices, rows, columns).
 Never knows a patient: a drawing outside its bounds is refused, not mended.
 """
