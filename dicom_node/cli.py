@@ -309,14 +309,18 @@ def models_list(
 @models_app.command("train")
 def models_train(
     configuration: Annotated[Path, typer.Argument(help="Such as models/configs/anatomynet-hn.yaml.")],
-    data: Annotated[Path, typer.Option("--data", help="Folder of OpenKBP patients (.npz).")],
+    data: Annotated[Path, typer.Option("--data", help="Folder of patients.", exists=True)],
     output: Annotated[Path, typer.Option("--output", help="Checkpoint and curves; resumed when there.")],
+    start_from: Annotated[
+        Path | None, typer.Option("--start-from", help="Another training's checkpoint.", exists=True)
+    ] = None,
 ) -> None:
     """Train a network; resumes where a checkpoint is (extra `train`)."""
     _need_torch()
-    from models import training
+    from models import training, training_config
 
-    training.train(training.read_config(configuration), data, output, report=typer.echo)
+    config = training_config.read_config(configuration)
+    training.train(config, data, output, start_from, report=typer.echo)
 
 
 @models_app.command("export")
@@ -330,12 +334,13 @@ def models_export(
     version: Annotated[
         str, typer.Option("--model-version", help="Another whenever the weights are.")
     ] = "0.1.0",
+    half: Annotated[bool, typer.Option("--half", help="Convolutions in float16, for GPUs.")] = False,
 ) -> None:
     """Make a model package from a checkpoint (extra `train`)."""
     _need_torch()
     from models import export
 
-    described = export.export_package(checkpoint, configuration, data, package, version)
+    described = export.export_package(checkpoint, configuration, data, package, version, half)
     typer.echo(f"{package}: {described.name} {described.version}, sha256 {described.sha256}")
 
 

@@ -1,135 +1,60 @@
 """Training: from a folder of patients and a configuration to weights, resumable at any step.
 
-Owns the optimisation loop, the checkpoints and the curves (CSV).
-Speaks file paths and the configuration's keys; everything random comes from the seed and the step.
-Never touches validation patients: a few held-out training patients watch the progress.
+Owns the optimisation loop and the checkpoints.
+Speaks file paths in, `checkpoint.pt` and the curves out; everything random comes from the seed and the step.
+Never touches validation patients: a fold of the training patients watches the progress.
 """
 
 from __future__ import annotations
 
-import csv
+import os
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-import yaml
-from torch import Tensor
+from torch import Tensor, nn
 
 from models.anatomynet import AnatomyNet
-from models.card import Window
-from models.datasets import Augmentation, Patient, read_openkbp, sample_crop, whole_patient
+from models.archives import open_archive
+from models.batches import Batch, batches
+from models.crops import whole_patient
+from models.curves import Curves
 from models.losses import anatomy_loss
+from models.patients import Patient, count_drawn, split_in_folds
+from models.training_config import TrainingConfig, as_json
 
-CHECKPOINT_EVERY = 50
-WATCH_EVERY = 200
+CHECKPOINT_EVERY = 100
+WATCH_EVERY = 500
 
 
-@dataclass(frozen=True)
-class Phase:
-    """A stretch of training with one crop shape (slices, rows, columns) and batch size.
-
-    The learning rate falls in a straight line from the first of `rates` to the second. A phase that
-    begins with a higher rate than the last one ended with is a warm restart.
-    """
-
-    steps: int
-    batch: int
-    shape: tuple[int, int, int]
-    rates: tuple[float, float]
-    centre_on_structure: float = 0.75
+class ResumeError(Exception):
+    """A checkpoint that another training left; the message says what to do."""
 
 
 @dataclass(frozen=True)
-class TrainingConfig:
-    """Everything that decides the weights, besides the data."""
+class Parts:
+    """The patients of an archive, by what they are for."""
 
-    structures: tuple[str, ...]
-    mirror_pairs: tuple[tuple[str, str], ...]
-    spacing_mm: tuple[float, float, float]
-    window: Window
-    seed: int
-    held_out: int
-    focal_weight: float
-    class_weights: tuple[float, ...]
-    weight_decay: float
-    ema_decay: float
-    phases: tuple[Phase, ...]
-    augmentation: Augmentation = field(default_factory=Augmentation)
-
-    @property
-    def total_steps(self) -> int:
-        """Steps of all phases together."""
-        return sum(phase.steps for phase in self.phases)
-
-    def phase_at(self, step: int) -> tuple[Phase, float]:
-        """The phase that a step belongs to, and its learning rate.
-
-        Raises:
-            ValueError: the step is not below `total_steps`.
-        """
-        for phase in self.phases:
-            if step < phase.steps:
-                first, last = phase.rates
-                return phase, first + (last - first) * step / phase.steps
-            step -= phase.steps
-        raise ValueError(f"the phases end {step} steps before this one")
+    taught: list[Patient]
+    watched: list[Patient]
 
 
-def read_config(path: Path) -> TrainingConfig:
-    """Read a training configuration; the keys are the fields of `TrainingConfig`."""
-    raw: Mapping[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
-    pairs = tuple((left, right) for left, right in raw["mirror_pairs"])
-    spacing = raw["spacing_mm"]
-    return TrainingConfig(
-        structures=tuple(raw["structures"]),
-        mirror_pairs=pairs,
-        spacing_mm=(spacing[0], spacing[1], spacing[2]),
-        window=Window(lower_hu=raw["window_hu"][0], upper_hu=raw["window_hu"][1]),
-        seed=raw["seed"],
-        held_out=raw["held_out"],
-        focal_weight=raw["focal_weight"],
-        class_weights=tuple(raw["class_weights"]),
-        weight_decay=raw["weight_decay"],
-        ema_decay=raw["ema_decay"],
-        phases=tuple(
-            Phase(**{**phase, "shape": tuple(phase["shape"]), "rates": tuple(phase["rates"])})
-            for phase in raw["phases"]
-        ),
-        augmentation=Augmentation(**raw["augmentation"], mirror_pairs=pairs),
-    )
-
-
-def load_patients(folder: Path, structures: tuple[str, ...]) -> list[Patient]:
-    """All patients of an OpenKBP folder, in a fixed order, with at least one structure drawn."""
-    patients = [read_openkbp(path, structures) for path in sorted(folder.glob("*.npz"))]
-    return [patient for patient in patients if patient.annotated[1:].any()]
-
-
-def _batch(
-    config: TrainingConfig, patients: list[Patient], step: int, device: torch.device
-) -> tuple[Tensor, Tensor, Tensor]:
-    rng = np.random.default_rng((config.seed, step))
-    phase, _ = config.phase_at(step)
-    augmentation = replace(config.augmentation, centre_on_structure=phase.centre_on_structure)
-    crops = [
-        sample_crop(
-            patients[rng.integers(len(patients))],
-            config.structures,
-            phase.shape,
-            config.spacing_mm,
-            config.window,
-            augmentation,
-            rng,
-        )
-        for _ in range(phase.batch)
-    ]
-    image = torch.stack([crop.image for crop in crops]).to(device, memory_format=torch.channels_last_3d)
-    labels = torch.stack([crop.labels for crop in crops]).to(device)
-    return image, labels, torch.stack([crop.annotated for crop in crops]).to(device)
+def read_patients(config: TrainingConfig, data: Path) -> Parts:
+    """All patients of a folder with at least one believable structure; the held-out fold apart."""
+    archive = open_archive(data, config.roi_names)
+    names = archive.names()
+    held_out = config.folds.held_out
+    watched = [] if held_out is None else split_in_folds(names, config.folds.count)[held_out]
+    parts = Parts([], [])
+    for name in names:
+        patient = archive.read(name, config.structures)
+        if patient.annotated[1:].any():
+            (parts.watched if name in watched else parts.taught).append(patient)
+    return parts
 
 
 @torch.no_grad()
@@ -143,16 +68,17 @@ def _follow(average: AnatomyNet, network: AnatomyNet, decay: float) -> None:
 
 
 @torch.no_grad()
-def watch(network: AnatomyNet, config: TrainingConfig, patients: list[Patient]) -> dict[str, float]:
+def watch(network: AnatomyNet, config: TrainingConfig, patients: Sequence[Patient]) -> dict[str, float]:
     """Mean Dice per structure over whole patients on the model's grid; `network` is in eval mode."""
     device = next(network.parameters()).device
     scores: dict[str, list[float]] = {name: [] for name in config.structures}
     for patient in patients:
-        image, labels = whole_patient(patient, config.spacing_mm, config.window)
-        predicted = network(image[None].to(device)).argmax(dim=1)[0].cpu()
+        whole = whole_patient(patient, config.view, config.network.multiple_of)
+        with _mixed_precision(config, device):
+            predicted = network(whole.image[None].to(device)).argmax(dim=1)[0].cpu()
         for index, name in enumerate(config.structures, start=1):
             if patient.annotated[index]:
-                mine, theirs = predicted == index, labels == index
+                mine, theirs = predicted == index, whole.labels == index
                 total = int(mine.sum() + theirs.sum())
                 scores[name].append(2 * int((mine & theirs).sum()) / total if total else 1.0)
     return {name: float(np.mean(values)) for name, values in scores.items() if values}
@@ -165,6 +91,7 @@ class _Run:
     network: AnatomyNet
     average: AnatomyNet
     optimizer: torch.optim.Optimizer
+    config: str
     step: int = 0
 
     def save(self, path: Path) -> None:
@@ -172,6 +99,7 @@ class _Run:
             "network": self.network.state_dict(),
             "average": self.average.state_dict(),
             "optimizer": self.optimizer.state_dict(),
+            "config": self.config,
             "step": self.step,
         }
         partial = path.with_suffix(".partial")
@@ -179,11 +107,26 @@ class _Run:
         partial.replace(path)
 
     def load(self, path: Path) -> None:
-        state = torch.load(path, weights_only=True)
+        state = torch.load(path, weights_only=True, map_location=next(self.network.parameters()).device)
+        if state["config"] != self.config:
+            raise ResumeError(
+                f"{path} was trained by another configuration: "
+                "restore that one, or choose another output folder"
+            )
         self.network.load_state_dict(state["network"])
         self.average.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.step = state["step"]
+
+    def start_from(self, path: Path) -> None:
+        """Take over the averaged weights of another training, as far as the layers have the same shape."""
+        theirs = torch.load(path, weights_only=True, map_location="cpu")["average"]
+        mine = self.network.state_dict()
+        taken = {
+            key: value for key, value in theirs.items() if key in mine and mine[key].shape == value.shape
+        }
+        for network in (self.network, self.average):
+            network.load_state_dict(taken, strict=False)
 
 
 def _placed(network: AnatomyNet, device: torch.device) -> AnatomyNet:
@@ -194,64 +137,118 @@ def _placed(network: AnatomyNet, device: torch.device) -> AnatomyNet:
     return network
 
 
-def _start(config: TrainingConfig, device: torch.device) -> _Run:
+def _begin(config: TrainingConfig, device: torch.device) -> _Run:
     torch.manual_seed(config.seed)
-    network = _placed(AnatomyNet(len(config.structures) + 1), device)
-    average = _placed(AnatomyNet(len(config.structures) + 1), device)
+    classes = len(config.structures) + 1
+    network = _placed(AnatomyNet(classes, config.network), device)
+    average = _placed(AnatomyNet(classes, config.network), device)
     average.load_state_dict(network.state_dict())
     average.eval()
+    if config.compiled:
+        network.compile()
     optimizer = torch.optim.AdamW(network.parameters(), weight_decay=config.weight_decay)
-    return _Run(network, average, optimizer)
+    return _Run(network, average, optimizer, as_json(config))
 
 
-def _append(path: Path, row: Mapping[str, float | int | str]) -> None:
-    new = not path.exists()
-    with path.open("a", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fieldnames=list(row))
-        if new:
-            writer.writeheader()
-        writer.writerow(row)
+def _mixed_precision(config: TrainingConfig, device: torch.device) -> AbstractContextManager[None]:
+    context: AbstractContextManager[None] = torch.autocast(
+        device.type, dtype=torch.bfloat16, enabled=config.precision == "bfloat16"
+    )
+    return context
 
 
-def train(config: TrainingConfig, data: Path, output: Path, report: Callable[[str], None] = print) -> Path:
+def _set_mode(network: nn.Module, frozen_norm: bool) -> None:
+    network.train()
+    if frozen_norm:
+        for module in network.modules():
+            if isinstance(module, nn.BatchNorm3d):
+                module.eval()
+
+
+def _step(run: _Run, config: TrainingConfig, batch: Batch, weights: Tensor) -> float:
+    """One step of the optimiser; the loss before it."""
+    phase, rate = config.phase_at(run.step)
+    for group in run.optimizer.param_groups:
+        group["lr"] = rate
+    device = weights.device
+    _set_mode(run.network, phase.frozen_norm)
+    image = batch.image.to(device, memory_format=torch.channels_last_3d)
+    with _mixed_precision(config, device):
+        logits = run.network(image)
+    loss = anatomy_loss(
+        logits.float(), batch.labels.to(device), batch.annotated.to(device), weights, config.objective
+    )
+    run.optimizer.zero_grad(set_to_none=True)
+    torch.autograd.backward(loss)
+    torch.nn.utils.clip_grad_norm_(run.network.parameters(), config.largest_gradient)
+    run.optimizer.step()
+    # A short memory at first, or the random start would linger in the average.
+    _follow(run.average, run.network, min(config.ema_decay, (1 + run.step) / (10 + run.step)))
+    run.step += 1
+    return float(loss.detach())
+
+
+def train(
+    config: TrainingConfig,
+    data: Path,
+    output: Path,
+    start_from: Path | None = None,
+    report: Callable[[str], None] = print,
+) -> Path:
     """Train to the end of the configuration's phases; resume from `output` where it holds a checkpoint.
 
-    Writes `checkpoint.pt`, `loss.csv` and `watch.csv` (Dice of the averaged weights on the held-out
-    training patients) into `output`. Returns the checkpoint's path.
+    Writes `checkpoint.pt`, `loss.csv`, `watch.csv` (Dice of the averaged weights on the held-out training
+    patients) and `curves.png` into `output`. Returns the checkpoint's path.
+
+    Args:
+        data: an archive that `models.archives` knows.
+        start_from: another training's checkpoint, whose averaged weights are the first ones here.
+
+    Raises:
+        ResumeError: `output` holds a checkpoint of another configuration.
+        ArchiveError: a patient cannot be read.
     """
     output.mkdir(parents=True, exist_ok=True)
     checkpoint = output / "checkpoint.pt"
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    patients = load_patients(data, config.structures)
-    watched, taught = patients[: config.held_out], patients[config.held_out :]
-    run = _start(config, device)
+    run = _begin(config, device)
     if checkpoint.exists():
         run.load(checkpoint)
         report(f"resumed at step {run.step}")
-    weights = torch.tensor(config.class_weights, device=device)
+    elif start_from is not None:
+        run.start_from(start_from)
+    parts = read_patients(config, data)
+    drawn = count_drawn(parts.taught).tolist()
+    told = ", ".join(f"{name} {count}" for name, count in zip(config.structures, drawn, strict=True))
+    report(f"{len(parts.taught)} patients taught, {len(parts.watched)} watched; drawn: {told}")
+    weights = torch.tensor(config.objective.class_weights(drawn), device=device)
+    curves = Curves(output, config.structures, run.step)
+    _run_to_the_end(run, config, parts, weights, curves, checkpoint, report)
+    return checkpoint
+
+
+def _run_to_the_end(
+    run: _Run,
+    config: TrainingConfig,
+    parts: Parts,
+    weights: Tensor,
+    curves: Curves,
+    checkpoint: Path,
+    report: Callable[[str], None],
+) -> None:
     began, first = time.monotonic(), run.step
-    while run.step < config.total_steps:
-        _, rate = config.phase_at(run.step)
-        for group in run.optimizer.param_groups:
-            group["lr"] = rate
-        image, labels, annotated = _batch(config, taught, run.step, device)
-        loss = anatomy_loss(run.network(image), labels, annotated, weights, config.focal_weight)
-        run.optimizer.zero_grad(set_to_none=True)
-        torch.autograd.backward(loss)
-        torch.nn.utils.clip_grad_norm_(run.network.parameters(), 5.0)
-        run.optimizer.step()
-        # A short memory at first, or the random start would linger in the average.
-        _follow(run.average, run.network, min(config.ema_decay, (1 + run.step) / (10 + run.step)))
-        run.step += 1
-        _append(output / "loss.csv", {"step": run.step, "rate": rate, "loss": float(loss.detach())})
-        if run.step % CHECKPOINT_EVERY == 0 or run.step == config.total_steps:
+    workers = 1 if weights.device.type == "cpu" else max(1, (os.cpu_count() or 2) - 2)
+    for batch in batches(config, parts.taught, run.step, workers):
+        loss = _step(run, config, batch, weights)
+        curves.add_loss(run.step, config.phase_at(run.step - 1)[1], loss)
+        last = run.step == config.total_steps
+        if run.step % WATCH_EVERY == 0 or last:
+            scores = watch(run.average, config, parts.watched)
+            curves.add_scores(run.step, scores)
+            report("held-out Dice " + ", ".join(f"{name} {dice:.3f}" for name, dice in scores.items()))
+        if run.step % CHECKPOINT_EVERY == 0 or last:
             run.save(checkpoint)
+            curves.draw()
             per_step = (time.monotonic() - began) / (run.step - first)
             left_min = per_step * (config.total_steps - run.step) / 60
             report(f"step {run.step}/{config.total_steps}, {per_step:.2f} s a step, {left_min:.0f} min left")
-        if run.step % WATCH_EVERY == 0 or run.step == config.total_steps:
-            scores = watch(run.average, config, watched)
-            row = {name: scores.get(name, float("nan")) for name in config.structures}
-            _append(output / "watch.csv", {"step": run.step, **row})
-            report("held-out Dice " + ", ".join(f"{name} {dice:.3f}" for name, dice in scores.items()))
-    return checkpoint
