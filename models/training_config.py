@@ -8,7 +8,7 @@ Never reads a patient.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, model_validator
@@ -102,8 +102,6 @@ class TrainingConfig:
         roi_names: for archives of DICOM: other names under which a structure was drawn.
         precision: of the forward pass; the weights and sums stay in float32.
         ema_decay: how slowly the averaged weights, which are the result, follow the trained ones.
-        compiled: whether torch compiles the network before it is trained: a fifth quicker a step on two
-            cores, after a minute or two for each crop shape; needs a C++ compiler.
     """
 
     structures: Annotated[tuple[str, ...], Field(min_length=1)]
@@ -120,7 +118,6 @@ class TrainingConfig:
     weight_decay: Annotated[float, Field(ge=0)] = 1e-4
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.998
     largest_gradient: _Positive = 5.0
-    compiled: bool = False
     published: Published = Published()
 
     @model_validator(mode="after")
@@ -171,15 +168,50 @@ _SCHEMA = TypeAdapter(TrainingConfig)
 def read_config(path: Path) -> TrainingConfig:
     """Read a training configuration; the keys are the fields of `TrainingConfig`.
 
+    `extends` names another file beside it, whose keys hold where this one does not have its own.
+
+    Raises:
+        TrainingConfigError: with every problem.
+    """
+    return parse_config(read_yaml(path), path)
+
+
+def read_yaml(path: Path) -> Any:
+    """What a YAML file holds.
+
+    Raises:
+        TrainingConfigError: it cannot be read.
+    """
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, OSError) as problem:
+        raise TrainingConfigError(f"{path}: {problem}") from problem
+
+
+def parse_config(content: Any, where: Path) -> TrainingConfig:
+    """A configuration from what YAML gave.
+
+    Args:
+        content: the keys.
+        where: the file that they stand in, for messages and for `extends`.
+
     Raises:
         TrainingConfigError: with every problem.
     """
     try:
-        return _SCHEMA.validate_python(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except (ValidationError, yaml.YAMLError, OSError) as problem:
-        raise TrainingConfigError(f"{path}: {problem}") from problem
+        return _SCHEMA.validate_python(_extended(content, where))
+    except ValidationError as problem:
+        raise TrainingConfigError(f"{where}: {problem}") from problem
+
+
+def _extended(content: Any, where: Path) -> Any:
+    if not isinstance(content, dict) or "extends" not in content:
+        return content
+    own = dict(content)
+    base = where.parent / str(own.pop("extends"))
+    return {**_extended(read_yaml(base), base), **own}
 
 
 def as_json(config: TrainingConfig) -> str:
     """What of the configuration decides the weights, as a checkpoint keeps it to compare."""
-    return _SCHEMA.dump_json(config, exclude={"published", "compiled"}).decode()
+    return _SCHEMA.dump_json(config, exclude={"published"}).decode()
