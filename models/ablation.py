@@ -8,6 +8,7 @@ Never compares means of different patients: differences are taken patient by pat
 from __future__ import annotations
 
 import csv
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -105,14 +106,17 @@ def table(variants: Sequence[Variant], scores: Mapping[str, Sequence[HeldOutScor
     reference, config = done[0], done[0].config
     patients = {score.patient for score in scores[reference.name]}
     structures = [name for name in config.structures if _of(scores[reference.name], name)]
+    method = (
+        f"Each network was trained for {config.total_steps} steps with the same crops in the same order, and "
+        f"judged on the {len(patients)} patients of a fold that none was taught on. Dice on the model's grid, "
+        f"after the product's postprocessing. The difference to {reference.name} is the mean over patients of "
+        "the mean over their structures, with the 95 % interval that resampling the patients gives: one that "
+        "holds 0 shows nothing. One training each: what another seed would change is not in the interval."
+    )
     lines = [
         "# Ablation",
         "",
-        f"Each network was trained for {config.total_steps} steps with the same crops in the same order, and",
-        f"judged on the {len(patients)} patients of a fold that none was taught on. Dice on the model's grid,",
-        f"after the product's postprocessing. The difference to {reference.name} is the mean over patients of the",
-        "mean over their structures, with the 95 % interval that resampling the patients gives: one that holds",
-        "0 shows nothing. One training each: what another seed would change is not in the interval.",
+        *textwrap.wrap(method, 110),
         "",
         f"| network | weights | {' | '.join(structures)} | mean | difference |",
         f"|---|---|{'---|' * len(structures)}---|---|",
