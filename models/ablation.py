@@ -108,10 +108,11 @@ def table(variants: Sequence[Variant], scores: Mapping[str, Sequence[HeldOutScor
     structures = [name for name in config.structures if _of(scores[reference.name], name)]
     method = (
         f"Each network was trained for {config.total_steps} steps with the same crops in the same order, and "
-        f"judged on the {len(patients)} patients of a fold that none was taught on. Dice on the model's grid, "
-        f"after the product's postprocessing. The difference to {reference.name} is the mean over patients of "
-        "the mean over their structures, with the 95 % interval that resampling the patients gives: one that "
-        "holds 0 shows nothing. One training each: what another seed would change is not in the interval."
+        f"judged on the {len(patients)} patients of a fold that none was taught on. Dice on the grid of the "
+        f"model, after the product's postprocessing. The difference to {reference.name} is the mean over "
+        "patients of the mean over their structures, with the 95 % interval that resampling the "
+        "patients gives: one that holds 0 shows nothing. One training each: what another "
+        "seed would change is not in the interval."
     )
     lines = [
         "# Ablation",
