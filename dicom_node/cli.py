@@ -323,6 +323,36 @@ def models_train(
     training.train(config, data, output, start_from, report=typer.echo)
 
 
+@models_app.command("crossvalidate")
+def models_crossvalidate(
+    configuration: Annotated[Path, typer.Argument(help="Such as models/configs/folds.yaml.")],
+    data: Annotated[Path, typer.Option("--data", help="Folder of patients.", exists=True)],
+    output: Annotated[Path, typer.Option("--output", help="Checkpoints and tables; resumed when there.")],
+    start_from: Annotated[
+        Path | None, typer.Option("--start-from", help="Another training's checkpoint.", exists=True)
+    ] = None,
+) -> None:
+    """Train each fold and judge it on the patients that it was not taught (extra `train`)."""
+    _need_torch()
+    from models import cross_validation, training_config
+
+    config = training_config.read_config(configuration)
+    cross_validation.cross_validate(config, data, output, start_from, report=typer.echo)
+
+
+@models_app.command("ablate")
+def models_ablate(
+    configuration: Annotated[Path, typer.Argument(help="Such as models/configs/ablation.yaml.")],
+    data: Annotated[Path, typer.Option("--data", help="Folder of patients.", exists=True)],
+    output: Annotated[Path, typer.Option("--output", help="Checkpoints and tables; resumed when there.")],
+) -> None:
+    """Train the paper's other networks with one budget each and compare them (extra `train`)."""
+    _need_torch()
+    from models import ablation
+
+    ablation.ablate(ablation.read_ablation(configuration), data, output, report=typer.echo)
+
+
 @models_app.command("export")
 def models_export(
     checkpoint: Annotated[Path, typer.Argument(help="What training wrote.", exists=True)],
