@@ -42,7 +42,7 @@ def write_archive(
 
 def write_phantom_archive(path: Path) -> Path:
     """The phantom from the shoulders up, on the archive's grid, with its organs as clinical contours."""
-    phantom = build(Grid(72, 116, SPACING_MM))
+    phantom = build(Grid(60, 116, SPACING_MM))
     slab = (slice(None), slice(20, 96), slice(None))
     hu = phantom.hu[slab].copy()
     hu[~body_of(hu)] = -1000
