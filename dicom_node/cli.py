@@ -387,7 +387,7 @@ def models_evaluate(
     ] = None,
 ) -> None:
     """Judge a model through the product: CT series in, RT-STRUCT out, against the patients' own contours."""
-    _need_extra("matplotlib", "skimage", "trimesh")
+    _need_extra("matplotlib", "rtree", "skimage", "trimesh")
     from dicom_node.config import ModelChoice
     from models import evaluation
     from models.card import ModelPackageError

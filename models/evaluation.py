@@ -296,7 +296,9 @@ def _draw_overlays(plan: Plan, scores: Sequence[Score]) -> None:
     for kind, patients in zip(("best", "worst"), best_and_worst(scores), strict=True):
         for rank, patient in enumerate(patients, start=1):
             own = [score for score in scores if score.patient == patient]
-            _draw_overlay(plan.output / f"{kind}_{rank}_{patient}.png", f"{kind} {rank}", own, plan)
+            # Without the product's file the picture would say that it found nothing.
+            if own[0].refusal or _rt_struct(plan, patient).exists():
+                _draw_overlay(plan.output / f"{kind}_{rank}_{patient}.png", f"{kind} {rank}", own, plan)
 
 
 def _draw_overlay(path: Path, rank: str, scores: Sequence[Score], plan: Plan) -> None:
