@@ -12,7 +12,7 @@ import json
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from enum import IntEnum
+from enum import IntEnum, StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
@@ -107,7 +107,8 @@ def contour(
     folder: Annotated[Path, typer.Argument(help="Folder with one CT series.", exists=True, file_okay=False)],
     output: Annotated[Path, typer.Option("--output", help="The RT Structure Set to write.")],
     model: Annotated[
-        str | None, typer.Option("--model", help="Model package; without it the configured one.")
+        str | None,
+        typer.Option("--model", help="Model package, or its whole path; without it the configured one."),
     ] = None,
     config: Annotated[
         Path | None,
@@ -374,25 +375,84 @@ def models_export(
     typer.echo(f"{package}: {described.name} {described.version}, sha256 {described.sha256}")
 
 
+class Reference(StrEnum):
+    """Whose contours a model is judged by."""
+
+    CLINICAL = "clinical"
+    RADIOGRAPHER = "radiographer"
+
+
 @models_app.command("evaluate")
 def models_evaluate(
     data: Annotated[Path, typer.Option("--data", help="Folder of OpenKBP patients (.npz).", exists=True)],
-    output: Annotated[Path, typer.Option("--output", help="Folder for the figures.")],
+    output: Annotated[
+        Path, typer.Option("--output", help="Folder for tables and pictures; gone on with when there.")
+    ],
+    model: Annotated[
+        str | None, typer.Option("--model", help="Package, or a package's folder; without it the default.")
+    ] = None,
+    reference: Annotated[
+        Reference, typer.Option("--reference", help="Whose contours are the reference.")
+    ] = Reference.CLINICAL,
+    matrix: Annotated[
+        int | None,
+        typer.Option("--matrix", min=128, help="Pixels along a slice's side, as of a planning CT: 512."),
+    ] = None,
+    dressed: Annotated[
+        bool,
+        typer.Option("--dressed", help="Put couch, head rest and immobilisation mask around the patient."),
+    ] = False,
     patients: Annotated[
         int | None, typer.Option("--patients", min=1, help="Only so many; without it all.")
     ] = None,
+    compare: Annotated[
+        Path | None,
+        typer.Option("--compare", help="scores.csv of another run, to show the difference.", exists=True),
+    ] = None,
+    observers: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--observers", help="Folder for the table of two people; repeatable. Default: DATA.", exists=True
+        ),
+    ] = None,
 ) -> None:
-    """Judge a model through the product: CT series in, RT-STRUCT out, Dice against the patients' own."""
-    _need_torch()
+    """Judge a model through the product: CT series in, RT-STRUCT out, against the patients' own contours."""
+    _need_extra("matplotlib", "rtree", "skimage", "trimesh")
+    from dicom_node.config import ModelChoice
     from models import evaluation
+    from models.card import ModelPackageError
+    from models.scores import ScoresError
 
-    evaluation.evaluate(data, output, patients, report=typer.echo)
+    plan = evaluation.Plan(
+        data=data,
+        output=output,
+        model=model or ModelChoice().package,
+        reference=reference.value,
+        matrix=matrix,
+        dressed=dressed,
+        patients=patients,
+        other=compare,
+        observers=tuple(observers or ()),
+    )
+    try:
+        evaluation.evaluate(plan, report=typer.echo)
+    except (evaluation.EvaluationError, ModelPackageError, ScoresError) as problem:
+        _complain(str(problem))
+        raise typer.Exit(Exit.FAILED) from problem
 
 
 def _need_torch() -> None:
     """Raises ConfigurationError, where the extra `train` is not installed."""
-    if importlib.util.find_spec("torch") is None:
-        raise ConfigurationError(("torch is missing: install the extra with pip install -e '.[train]'",))
+    _need_extra("torch")
+
+
+def _need_extra(*modules: str) -> None:
+    """Raises ConfigurationError, where modules of the extra `train` are not installed."""
+    missing = [module for module in modules if importlib.util.find_spec(module) is None]
+    if missing:
+        raise ConfigurationError(
+            (f"{', '.join(missing)} is missing: install the extra with pip install -e '.[train]'",)
+        )
 
 
 @contextmanager

@@ -17,6 +17,8 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
 
 AIR_HU = -1000
+_SCAN_VOXELS = 128
+"""How wide and high the whole scan is in the archive's voxels; `offset_voxels` is counted in it."""
 
 
 @dataclass(frozen=True)
@@ -43,37 +45,42 @@ def read_grid(npz: Path, matrix: int | None = None) -> Grid:
     Args:
         npz: the archive's file.
         matrix: None for the archive's own grid; else square slices of so many pixels, interpolated linearly
-            in-plane, over the longer side of the native field of view; the rest is air.
+            in-plane, over the field of view of the scan that the archive was cut from; the rest is air.
+            512 is that scan's own matrix, with pixels of 1 to 1.4 mm.
     """
     with np.load(npz) as archive:
         hu = archive["ct_hu"].astype(np.int16)
         slice_mm, row_mm, column_mm = (float(round(mm, 6)) for mm in archive["spacing_mm"].tolist())
+        _, first_row, first_column = archive["offset_voxels"].tolist()
     if matrix is None:
         return Grid(hu, (slice_mm, row_mm, column_mm), (0.0, 0.0, 0.0))
-    step_mm = round(max(hu.shape[1] * row_mm, hu.shape[2] * column_mm) / matrix, 6)
-    centres_mm = (np.arange(matrix) + 0.5) * step_mm
-    image = _interpolated(hu.astype(np.float32), centres_mm / row_mm - 0.5, axis=1)
-    image = _interpolated(image, centres_mm / column_mm - 0.5, axis=2)
-    origin_mm = ((step_mm - column_mm) / 2, (step_mm - row_mm) / 2, 0.0)
-    return Grid(np.rint(image).astype(np.int16), (slice_mm, step_mm, step_mm), origin_mm)
+    step_mm = round(_SCAN_VOXELS * max(row_mm, column_mm) / matrix, 6)
+    y_mm, x_mm = (
+        step_mm / 2 - (first + 0.5) * native_mm
+        for first, native_mm in ((first_row, row_mm), (first_column, column_mm))
+    )
+    steps_mm = np.arange(matrix) * step_mm
+    image = interpolated(hu.astype(np.float32), (y_mm + steps_mm) / row_mm, axis=1)
+    image = interpolated(image, (x_mm + steps_mm) / column_mm, axis=2)
+    return Grid(np.rint(image).astype(np.int16), (slice_mm, step_mm, step_mm), (x_mm, y_mm, 0.0))
 
 
-def write_series(npz: Path, folder: Path, matrix: int | None = None) -> None:
-    """Write a patient's CT as one file a slice, signed 16 bit, Explicit VR Little Endian.
+def write_series(grid: Grid, name: str, folder: Path) -> None:
+    """Write a CT as one file a slice, signed 16 bit, Explicit VR Little Endian.
 
     Args:
-        npz: the archive's file.
+        grid: other voxels are another series.
+        name: the patient's number in the archive.
         folder: made where it is not there; the files are named by the slices' order.
-        matrix: see `read_grid`.
     """
-    grid = read_grid(npz, matrix)
     folder.mkdir(parents=True, exist_ok=True)
+    series = _uid(name, "series", hashlib.sha256(grid.hu.tobytes()).hexdigest())
     for index in range(len(grid.hu)):
-        dataset = _slice(grid, index, npz.stem)
+        dataset = _slice(grid, index, name, series)
         dataset.save_as(folder / f"CT{index:04d}.dcm", enforce_file_format=True)
 
 
-def _interpolated(values: NDArray[np.float32], at: NDArray[np.float64], axis: int) -> NDArray[np.float32]:
+def interpolated(values: NDArray[np.float32], at: NDArray[np.float64], axis: int) -> NDArray[np.float32]:
     """Linear interpolation along one axis at fractional indices; air beyond the outer voxels' borders."""
     last = values.shape[axis] - 1
     shape = [-1 if axis == number else 1 for number in range(values.ndim)]
@@ -86,7 +93,7 @@ def _interpolated(values: NDArray[np.float32], at: NDArray[np.float64], axis: in
     return np.where(outside, np.float32(AIR_HU), mixed)
 
 
-def _slice(grid: Grid, index: int, name: str) -> Dataset:
+def _slice(grid: Grid, index: int, name: str, series: str) -> Dataset:
     dataset = Dataset()
     dataset.file_meta = FileMetaDataset()
     dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
@@ -94,7 +101,7 @@ def _slice(grid: Grid, index: int, name: str) -> Dataset:
     dataset.PatientName, dataset.PatientID = name, name
     dataset.PatientBirthDate = dataset.PatientSex = ""
     dataset.StudyInstanceUID = _uid(name, "study")
-    dataset.SeriesInstanceUID = _uid(name, "series", *map(str, grid.hu.shape))
+    dataset.SeriesInstanceUID = series
     dataset.FrameOfReferenceUID = _uid(name, "frame of reference")
     dataset.StudyDate = dataset.SeriesDate = dataset.ContentDate = "20200101"
     dataset.StudyTime = dataset.SeriesTime = dataset.ContentTime = "120000"
