@@ -318,10 +318,10 @@ def models_train(
 ) -> None:
     """Train a network; resumes where a checkpoint is (extra `train`)."""
     _need_torch()
-    from models import training, training_config
+    from models.training.config import read_config
+    from models.training.trainer import train
 
-    config = training_config.read_config(configuration)
-    training.train(config, data, output, start_from, report=typer.echo)
+    train(read_config(configuration), data, output, start_from, report=typer.echo)
 
 
 @models_app.command("crossvalidate")
@@ -335,10 +335,10 @@ def models_crossvalidate(
 ) -> None:
     """Train each fold and judge it on the patients that it was not taught (extra `train`)."""
     _need_torch()
-    from models import cross_validation, training_config
+    from models.training.config import read_config
+    from models.training.cross_validation import cross_validate
 
-    config = training_config.read_config(configuration)
-    cross_validation.cross_validate(config, data, output, start_from, report=typer.echo)
+    cross_validate(read_config(configuration), data, output, start_from, report=typer.echo)
 
 
 @models_app.command("ablate")
@@ -349,9 +349,9 @@ def models_ablate(
 ) -> None:
     """Train the paper's other networks with one budget each and compare them (extra `train`)."""
     _need_torch()
-    from models import ablation
+    from models.training.ablation import ablate, read_ablation
 
-    ablation.ablate(ablation.read_ablation(configuration), data, output, report=typer.echo)
+    ablate(read_ablation(configuration), data, output, report=typer.echo)
 
 
 @models_app.command("export")
@@ -419,9 +419,9 @@ def models_evaluate(
     """Judge a model through the product: CT series in, RT-STRUCT out, against the patients' own contours."""
     _need_extra("matplotlib", "rtree", "skimage", "trimesh")
     from dicom_node.config import ModelChoice
-    from models import evaluation
     from models.card import ModelPackageError
-    from models.scores import ScoresError
+    from models.evaluation import run as evaluation
+    from models.evaluation.scores import ScoresError
 
     plan = evaluation.Plan(
         data=data,

@@ -15,12 +15,12 @@ import torch
 import yaml
 
 from models.anatomy import ANATOMY
-from models.anatomynet import AnatomyNet
-from models.archives import open_archive
+from models.archives.layouts import open_archive
+from models.archives.patients import Patient
 from models.card import Input, ModelDescription, Structure, read_package, sha256_of
 from models.onnx_graph import Probabilities, write_onnx
-from models.patients import Patient
-from models.training_config import TrainingConfig, read_config
+from models.training.anatomynet import AnatomyNet
+from models.training.config import TrainingConfig, read_config
 
 _ENOUGH = 5
 """So many whole organs say more about volumes than many cut ones."""
@@ -115,7 +115,7 @@ def export_package(
     """Write `model.onnx` and `model.yaml` into `output`; its name becomes the model's.
 
     Args:
-        checkpoint: of `models.training.train`; the averaged weights are taken.
+        checkpoint: of `models.training.trainer.train`; the averaged weights are taken.
         config: the training's configuration.
         data: the training patients, to measure volumes on; None takes training's own bounds.
         output: the package's folder, made where it is missing.

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from inference.session import Session
-from models.anatomynet import AnatomyNet
+from models.training.anatomynet import AnatomyNet
 
 LARGEST_DIFFERENCE = 1e-4
 LARGEST_HALF_DIFFERENCE = 2e-2

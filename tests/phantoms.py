@@ -26,7 +26,7 @@ from pydicom.uid import (
 
 from dicom_node.ct_series import CtSeries, assemble
 from dicom_node.ct_slice import read_slice
-from models.openkbp_dicom import read_grid
+from models.archives.openkbp_dicom import read_grid
 
 ROOT = "1.2.826.0.1.3680043.8.498.7"
 
@@ -144,7 +144,7 @@ def from_openkbp(path: Path, matrix: int | None = None) -> Phantom:
     """A patient of the reader's own OpenKBP archive as a phantom.
 
     Args:
-        matrix: see `models.openkbp_dicom.read_grid`.
+        matrix: see `models.archives.openkbp_dicom.read_grid`.
     """
     grid = read_grid(path, matrix)
     return Phantom(

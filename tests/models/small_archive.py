@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from models.augmentation import Augmentation
 from models.card import Window
-from models.training_config import Folds, Phase, TrainingConfig
+from models.training.augmentation import Augmentation
+from models.training.config import Folds, Phase, TrainingConfig
 
 CONFIG = TrainingConfig(
     structures=("Brainstem", "Bone_Mandible"),

@@ -12,56 +12,78 @@ torch = pytest.importorskip("torch", reason="needs the extra [train]")
 pytest.importorskip("onnxscript", reason="needs the extra [train]")
 
 from inference.session import Session  # noqa: E402
-from models import export  # noqa: E402
-from models.anatomynet import AnatomyNet  # noqa: E402
+from models import export, onnx_graph  # noqa: E402
 from models.card import ModelDescription, read_package  # noqa: E402
-from models.training import read_config  # noqa: E402
+from models.training.anatomynet import AnatomyNet, Architecture  # noqa: E402
+from models.training.config import read_config  # noqa: E402
 
-CONFIG = Path(export.__file__).parent / "configs" / "anatomynet-hn.yaml"
-CLASSES = 6
+CONFIG = {
+    "structures": ["Brainstem", "Eye_L", "Parotid_L"],
+    "spacing_mm": [2.5, 4.0, 4.0],
+    "window": {"lower_hu": -200, "upper_hu": 400},
+    "seed": 1,
+    "phases": [{"steps": 1, "batch": 1, "shape": [16, 16, 16], "rates": [0.1, 0.1]}],
+    "network": {"down_samplings": 2},
+    "published": {
+        "summary": "a network of the tests",
+        "attributions": ["nobody"],
+        "max_extent_mm": [300, 300, 500],
+        "kept_back": {"Eye_L": "too few patients"},
+    },
+}
+ARCHITECTURE = Architecture(down_samplings=2)
+DRAWN = [0, 1, 3]
+"""Background, brainstem, parotid: the eye is kept back."""
 
 
 @pytest.fixture(scope="module")
-def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[AnatomyNet, Path, ModelDescription]:
+def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("config") / "config.yaml"
+    file.write_text(yaml.safe_dump(CONFIG))
+    return file
+
+
+@pytest.fixture(scope="module")
+def exported(
+    config: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[AnatomyNet, Path, ModelDescription]:
     folder = tmp_path_factory.mktemp("export")
     torch.manual_seed(3)
-    average = AnatomyNet(CLASSES)
+    average = AnatomyNet(4, ARCHITECTURE)
     average(torch.rand(1, 1, 16, 16, 16))  # running statistics that are not the initial ones
-    state = {"network": AnatomyNet(CLASSES).state_dict(), "average": average.state_dict(), "step": 12}
-    torch.save(state, folder / "checkpoint.pt")
+    torch.save({"average": average.state_dict(), "step": 12}, folder / "checkpoint.pt")
     package = folder / "new-model"
-    return (
-        average.eval(),
-        package,
-        export.export_package(folder / "checkpoint.pt", CONFIG, None, package, "9.9"),
-    )
+    described = export.export_package(folder / "checkpoint.pt", config, None, package, "9.9")
+    return average.eval(), package, described
 
 
 def test_the_averaged_weights_answer_as_in_torch_at_shapes_never_seen(
     exported: tuple[AnatomyNet, Path, ModelDescription],
 ) -> None:
     network, package, _ = exported
-    image = np.random.default_rng(1).random((1, 1, 12, 30, 18), np.float32)
+    image = np.random.default_rng(1).random((1, 1, 12, 32, 20), np.float32)
     with torch.no_grad():
         expected = network(torch.from_numpy(image)).softmax(1).numpy()
     answered = Session(package / "model.onnx", "cpu", allow_cpu=True, threads=1).run(image)
-    np.testing.assert_allclose(answered, expected, atol=1e-5)
+    np.testing.assert_allclose(answered, expected[:, DRAWN], atol=1e-5)
 
 
-def test_the_description_is_the_trainings(exported: tuple[AnatomyNet, Path, ModelDescription]) -> None:
+def test_the_description_is_the_configurations_without_what_is_kept_back(
+    exported: tuple[AnatomyNet, Path, ModelDescription], config: Path
+) -> None:
     _, package, description = exported
-    config = read_config(CONFIG)
     assert read_package(package).description == description
     assert (description.name, description.version) == ("new-model", "9.9")
-    assert [structure.name for structure in description.structures] == list(config.structures)
-    assert [structure.channel for structure in description.structures] == [1, 2, 3, 4, 5]
-    assert description.input.spacing_mm == config.spacing_mm
-    assert "12 of " in (package / "MODEL_CARD.md").read_text(encoding="utf-8")
+    assert [(one.name, one.channel) for one in description.structures] == [("Brainstem", 1), ("Parotid_L", 2)]
+    assert description.input.spacing_mm == read_config(config).spacing_mm
+    assert description.input.multiple_of == 4
+    assert description.input.max_extent_mm == (300, 300, 500)
+    assert description.attributions == ("nobody",)
 
 
 def test_the_file_is_whole_and_names_no_path(exported: tuple[AnatomyNet, Path, ModelDescription]) -> None:
     _, package, _ = exported
-    assert sorted(path.name for path in package.iterdir()) == ["MODEL_CARD.md", "model.onnx", "model.yaml"]
+    assert sorted(path.name for path in package.iterdir()) == ["model.onnx", "model.yaml"]
     content = (package / "model.onnx").read_bytes()
     assert b".py" not in content
     assert str(Path(export.__file__).parent).encode() not in content
@@ -72,24 +94,59 @@ def test_a_network_that_answers_otherwise_is_not_written_off_as_equal(
 ) -> None:
     _, package, _ = exported
     torch.manual_seed(4)
-    other = torch.nn.Sequential(AnatomyNet(CLASSES).eval(), torch.nn.Softmax(dim=1))
-    assert export.largest_difference(other, package / "model.onnx") > export.LARGEST_DIFFERENCE
+    other = onnx_graph.Probabilities(AnatomyNet(4, ARCHITECTURE).eval(), DRAWN)
+    assert onnx_graph.largest_difference(other, package / "model.onnx") > onnx_graph.LARGEST_DIFFERENCE
 
 
-def test_volumes_are_measured_on_the_patients_in_cubic_centimetres(tmp_path: Path) -> None:
+def test_a_file_that_answers_otherwise_is_refused_and_removed(
+    exported: tuple[AnatomyNet, Path, ModelDescription], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network, _, _ = exported
+    monkeypatch.setattr(onnx_graph, "LARGEST_DIFFERENCE", 0.0)
+    with pytest.raises(ValueError, match="differs from torch"):
+        onnx_graph.write_onnx(onnx_graph.Probabilities(network, DRAWN), tmp_path / "wrong.onnx", 4)
+    assert not (tmp_path / "wrong.onnx").exists()
+
+
+def test_half_precision_is_another_file_with_nearly_the_same_answers(
+    exported: tuple[AnatomyNet, Path, ModelDescription], tmp_path: Path
+) -> None:
+    network, package, _ = exported
+    twin = AnatomyNet(4, ARCHITECTURE)
+    twin.load_state_dict(network.state_dict())
+    file = tmp_path / "half.onnx"
+    onnx_graph.write_onnx(onnx_graph.Probabilities(twin.eval(), DRAWN, half=True).eval(), file, 4)
+    assert file.stat().st_size < 0.6 * (package / "model.onnx").stat().st_size
+    image = np.random.default_rng(1).random((1, 1, 16, 32, 20), np.float32)
+    half, full = (
+        Session(path, "cpu", allow_cpu=True, threads=1).run(image) for path in (file, package / "model.onnx")
+    )
+    np.testing.assert_allclose(half, full, atol=onnx_graph.LARGEST_HALF_DIFFERENCE)
+    assert half.dtype == np.float32
+    assert not np.array_equal(half, full)
+
+
+def _write_glands(folder: Path, sides: tuple[int, ...], at_end: bool) -> None:
+    """Patients with a gland of `side` x 10 x 10 voxels, whole or cut by the first slice."""
     hu = np.full((30, 40, 40), 40, np.int16)
-    for index, side in enumerate((10, 11, 12)):
+    for index, side in enumerate(sides):
         mask = np.zeros(hu.shape, bool)
-        mask[:side, :10, :10] = True
+        first = 0 if at_end else 5
+        mask[first : first + side, 5:15, 5:15] = True
         np.savez(
-            tmp_path / f"p{index}.npz",
+            folder / f"p{at_end:d}{index}.npz",
             ct_hu=hu,
             spacing_mm=np.array([2.0, 3.0, 3.0]),
             **{"clinical/Parotid_L": mask},
         )
-    config = yaml.safe_load(CONFIG.read_text(encoding="utf-8"))
-    config["structures"], config["mirror_pairs"] = ["Parotid_L"], []
-    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+
+
+def test_volumes_are_measured_on_the_patients_whose_organ_is_whole(tmp_path: Path) -> None:
+    _write_glands(tmp_path, (10, 11, 12, 11, 10), at_end=False)
+    _write_glands(tmp_path, (3, 4), at_end=True)
+    (tmp_path / "config.yaml").write_text(
+        yaml.safe_dump({**CONFIG, "structures": ["Parotid_L"], "published": {}})
+    )
     ranges = export.volume_ranges(read_config(tmp_path / "config.yaml"), tmp_path)
     low, high = ranges["Parotid_L"]
     assert low == pytest.approx(0.75 * 18.0, abs=0.2)  # 1000 voxels of 18 mm3, less a quarter

@@ -1,0 +1,1 @@
+"""Patients for training, whichever layout their archive has."""
