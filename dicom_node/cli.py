@@ -375,6 +375,19 @@ def models_export(
     typer.echo(f"{package}: {described.name} {described.version}, sha256 {described.sha256}")
 
 
+@models_app.command("card")
+def models_card(
+    package: Annotated[Path, typer.Argument(help="Folder of the model package.", exists=True)],
+    configuration: Annotated[Path, typer.Argument(help="The training's own.", exists=True)],
+) -> None:
+    """Write a package's MODEL_CARD.md anew, with the figures of its evaluation (extra `train`)."""
+    _need_torch()
+    from models.model_card import write_card
+    from models.training.config import read_config
+
+    typer.echo(write_card(package, read_config(configuration)))
+
+
 class Reference(StrEnum):
     """Whose contours a model is judged by."""
 
