@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,7 +41,7 @@ class StructureMap:
     confidence: float | None
     flags: tuple[str, ...]
 
-    @property
+    @cached_property
     def mask(self) -> NDArray[np.bool_]:
         """Bool, same shape as `probability`."""
         return self.probability >= self.threshold
