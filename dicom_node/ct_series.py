@@ -22,7 +22,9 @@ from dicom_node.refusals import Refusal
 from dicom_node.stack import Gap, GapReport, gap_report
 from inference.volume import PlaneStack, Volume
 
-_GROWTH_SLICES = 64
+_GROWTH_SLICES = 256
+"""More than most planning CTs have. What is not filled takes no memory; a store that never grows lies in huge
+pages, which fill in a third of the time, and are given back in half a millisecond instead of twelve."""
 _MOST_VOXELS = 1 << 30
 """2 GiB of HU: twice what 2000 slices of 512 x 512 need; more is no planning CT."""
 _SAME_DIRECTION = 1e-4
