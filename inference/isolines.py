@@ -16,10 +16,15 @@ import numpy as np
 import shapely
 from numpy.typing import NDArray
 
+from inference.morphology import grown
 from inference.outlines import PlaneRing
 
 SMALLEST_PX = 0.1
 """Islands and holes of less area than this (square pixels) are no shapes but accidents of the last digit."""
+
+_SPECK_PX = 0.1
+"""An island within a square of this side is left out at once. Even moved outwards by `_FURTHEST_PX` it would
+stay below `SMALLEST_PX`, and until then it would make the simplification of its whole plane the slow one."""
 
 _CLEARANCE = 1e-3
 """No value lies nearer to the threshold than this: lines then never run through a voxel centre."""
@@ -123,7 +128,7 @@ def _padded(probability: NDArray[np.float32], threshold: float) -> Vectors:
     A line that leaves the box closes on its voxels' edge.
     """
     padded = np.pad(probability, ((0, 0), (1, 1), (1, 1)), mode="edge").astype(np.float64)
-    near = np.abs(padded - threshold) < _CLEARANCE
+    near = (padded > threshold - _CLEARANCE) & (padded < threshold + _CLEARANCE)
     padded[near] = np.where(padded[near] >= threshold, threshold + _CLEARANCE, threshold - _CLEARANCE)
     for border in (np.s_[:, 0], np.s_[:, -1], np.s_[:, :, 0], np.s_[:, :, -1]):
         beyond = padded[border]
@@ -134,20 +139,25 @@ def _padded(probability: NDArray[np.float32], threshold: float) -> Vectors:
 def _trace(probability: Vectors, threshold: float, scale: Vectors) -> tuple[NDArray[np.intp], Geometries]:
     """The planes that hold anything, and for each a multipolygon of (row, column) points in mm.
 
-    The planes are traced as one picture, one below the other: their borders keep them apart.
+    The planes are traced as one picture, one below the other: their borders keep them apart. Of each
+    only the rows are in it that hold something, and those beside them.
 
     Args:
         probability: padded, so that index 1 is the box's first row or column.
         threshold: the level.
         scale: between rows, between columns, in mm.
     """
-    slices, rows, columns = probability.shape
-    row, column = np.indices((slices * rows, columns), np.float64)
+    rows, columns = probability.shape[1:]
+    held = np.asarray((probability >= threshold).any(axis=2, keepdims=True))
+    number = np.flatnonzero(grown(held, 1, axes=(1,)))
+    if not number.size:
+        return np.empty(0, np.intp), np.empty(0, np.object_)
+    row, column = np.meshgrid(number.astype(np.float64), np.arange(columns, dtype=np.float64), indexing="ij")
     # contourpy's factory would search every value for NaN, which takes as long as the tracing.
     generator = contourpy.SerialContourGenerator(
         column,
         row,
-        probability.reshape(row.shape),
+        probability.reshape(-1, columns)[number],
         None,  # type: ignore[arg-type]  # no mask; the stub forgets that this is allowed
         corner_mask=False,
         line_type=contourpy.LineType.Separate,
@@ -155,21 +165,26 @@ def _trace(probability: Vectors, threshold: float, scale: Vectors) -> tuple[NDAr
         quad_as_tri=False,
         z_interp=contourpy.ZInterp.Linear,
     )
-    # One chunk of (points, where each ring begins, where each polygon's rings begin), or None in each.
+    # One chunk of (points, where each ring begins, where each polygon's rings begin): something is inside.
     points, rings, polygons = cast(
-        tuple[Vectors | None, ...], (chunks[0] for chunks in generator.filled(threshold, np.inf))
+        tuple[Vectors, ...], (chunks[0] for chunks in generator.filled(threshold, np.inf))
     )
-    if points is None or rings is None or polygons is None:
-        return np.empty(0, np.intp), np.empty(0, np.object_)
     plane_of_point = (points[:, 1] // rows).astype(np.intp)
     points[:, 1] -= plane_of_point * rows
     offsets = (rings.astype(np.int64), polygons.astype(np.int64))
     points_mm = (points[:, ::-1] - 1) * scale
-    shapes = shapely.from_ragged_array(shapely.GeometryType.POLYGON, points_mm, offsets)
+    shapes = np.asarray(shapely.from_ragged_array(shapely.GeometryType.POLYGON, points_mm, offsets))
     plane_of_shape = plane_of_point[rings[polygons[:-1]]]
     order = np.argsort(plane_of_shape, kind="stable")
+    order = order[~_are_specks(shapes[order], scale)]
     planes, geometry = np.unique(plane_of_shape[order], return_inverse=True)
-    return planes, np.asarray(shapely.multipolygons(np.asarray(shapes)[order], indices=geometry))
+    return planes, np.asarray(shapely.multipolygons(shapes[order], indices=geometry))
+
+
+def _are_specks(shapes: Geometries, scale: Vectors) -> NDArray[np.bool_]:
+    """Whether each polygon lies within a square of `_SPECK_PX`."""
+    bounds = shapely.bounds(shapes)
+    return np.asarray((bounds[:, 2:] - bounds[:, :2] < _SPECK_PX * scale).all(axis=1))
 
 
 def _balanced(exact: Geometries, simplify_mm: float, spacing_mm: tuple[float, float]) -> Geometries:

@@ -8,6 +8,7 @@ Never rounds or smooths: filled by voxel centre, the rings are the very mask.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,7 +30,7 @@ class PlaneRing:
     plane: int
     points: Ring
 
-    @property
+    @cached_property
     def area(self) -> float:
         """Square pixels; positive for an outer ring, negative for a hole."""
         return signed_area(self.points)

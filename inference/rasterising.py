@@ -43,6 +43,6 @@ def fill(polygons: Sequence[NDArray[np.float64]], rows: int, columns: int) -> ND
     crossing = upper[edge, 1] + (row - upper[edge, 0]) / height * (lower[edge, 1] - upper[edge, 1])
     column = np.clip(np.ceil(crossing), 0, columns).astype(np.intp)
     toggles = np.bincount(row * (columns + 1) + column, minlength=rows * (columns + 1))
-    # Only whether a count is odd matters, so it may overflow.
-    crossed = np.cumsum(toggles.reshape(rows, columns + 1)[:, :columns], axis=1, dtype=np.uint8)
-    return np.asarray(crossed % 2, np.bool_)
+    # Only whether a count is odd matters: that is its last bit, and "exclusive or" adds those up.
+    odd = toggles.astype(np.uint8).reshape(rows, columns + 1)[:, :columns] & 1
+    return np.asarray(np.bitwise_xor.accumulate(odd, axis=1), np.bool_)
