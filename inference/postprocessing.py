@@ -101,11 +101,12 @@ def finish(found: StructureMap, planes: PlaneStack) -> StructureMap:
     A filled voxel gets its probability mirrored at the threshold, so that the map stays continuous.
     """
     rule = found.structure.postprocessing
-    voxel_cm3 = _voxel_cm3(planes, found.start[0], len(found.probability)).mean()
+    voxel_mm3 = planes.slice_thickness_mm[found.box[0]] * (planes.row_spacing_mm * planes.column_spacing_mm)
+    smallest = rule.min_component_cm3 / (voxel_mm3 / 1000).mean()
     found = trimmed(found)
     if not found.probability.size:
         return found
-    kept = largest_components(found.mask, rule.components, rule.min_component_cm3 / voxel_cm3)
+    kept = largest_components(found.mask, rule.components, smallest)
     clean = np.where(found.mask & ~kept, np.float32(0), found.probability)
     if rule.fill_holes:
         holes = plane_holes(kept)
@@ -176,16 +177,10 @@ def absent(structure: Structure) -> StructureMap:
     )
 
 
-def _voxel_cm3(planes: PlaneStack, first: int, count: int) -> NDArray[np.float64]:
-    """(count,) the volume that a voxel of each plane stands for."""
-    area_mm2 = planes.row_spacing_mm * planes.column_spacing_mm
-    return planes.slice_thickness_mm[first : first + count] * area_mm2 / 1000
-
-
 def volume_cm3(found: StructureMap, planes: PlaneStack) -> float:
     """Volume of the mask; each plane counts with half the way to its neighbours."""
-    voxels = found.mask.sum(axis=(1, 2))
-    return float(voxels @ _voxel_cm3(planes, found.start[0], len(voxels)))
+    thickness_mm = planes.slice_thickness_mm[found.box[0]]
+    return float(found.voxels @ thickness_mm) * planes.row_spacing_mm * planes.column_spacing_mm / 1000
 
 
 def flagged(

@@ -46,6 +46,11 @@ class StructureMap:
         """Bool, same shape as `probability`."""
         return self.probability >= self.threshold
 
+    @cached_property
+    def voxels(self) -> NDArray[np.intp]:
+        """(slices,) how many voxels of the mask lie in each slice of the box."""
+        return np.array([np.count_nonzero(plane) for plane in self.mask], np.intp)
+
     @property
     def box(self) -> Box:
         """Where the box lies in the CT's array."""
