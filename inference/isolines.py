@@ -16,7 +16,6 @@ import numpy as np
 import shapely
 from numpy.typing import NDArray
 
-from inference.morphology import grown
 from inference.outlines import PlaneRing
 
 SMALLEST_PX = 0.1
@@ -107,9 +106,8 @@ def iso_lines(
         simplify_mm: how far a simplified line may leave the traced one. Which line encloses which
             stays as it is, and so does the area (`_LOST_BY_CURVATURE_PX` is given back to it).
     """
-    padded = _padded(probability, threshold)
     scale = np.array(spacing_mm)
-    planes, exact = _trace(padded, threshold, scale)
+    planes, exact = _trace(probability, threshold, scale)
     if not len(planes):
         return []
     rings = _rings(_balanced(exact, simplify_mm, spacing_mm))
@@ -122,42 +120,46 @@ def iso_lines(
     ]
 
 
-def _padded(probability: NDArray[np.float32], threshold: float) -> Vectors:
-    """Clear of the threshold, and with one voxel more on each side of each plane.
+def _picture(probability: NDArray[np.float32], threshold: float) -> tuple[NDArray[np.intp], Vectors]:
+    """The planes as one picture, one below the other, each with one more row and column on each side.
 
-    A line that leaves the box closes on its voxels' edge.
+    A line that leaves the box closes on its voxels' edge. No value is near the threshold. Rows of a
+    plane that hold nothing of the structure, nor lie beside one that does, are left out.
+
+    Returns:
+        The numbers of the picture's rows, counted through all planes, and its values.
     """
-    padded = np.pad(probability, ((0, 0), (1, 1), (1, 1)), mode="edge").astype(np.float64)
-    near = (padded > threshold - _CLEARANCE) & (padded < threshold + _CLEARANCE)
-    padded[near] = np.where(padded[near] >= threshold, threshold + _CLEARANCE, threshold - _CLEARANCE)
-    for border in (np.s_[:, 0], np.s_[:, -1], np.s_[:, :, 0], np.s_[:, :, -1]):
-        beyond = padded[border]
-        padded[border] = np.where(beyond >= threshold, 2 * threshold - beyond, 0.0)
-    return padded
+    rows = probability.shape[1]
+    held = np.asarray((probability >= threshold).any(axis=2))
+    above, below = np.s_[:, :-2], np.s_[:, 2:]
+    wanted = np.pad(held, ((0, 0), (1, 1)))
+    wanted[above] |= held
+    wanted[below] |= held
+    plane, row = np.nonzero(wanted)
+    lines = probability[plane, np.clip(row - 1, 0, rows - 1)]
+    values = np.pad(lines, ((0, 0), (1, 1)), mode="edge").astype(np.float64)
+    near = (values > threshold - _CLEARANCE) & (values < threshold + _CLEARANCE)
+    values[near] = np.where(values[near] >= threshold, threshold + _CLEARANCE, threshold - _CLEARANCE)
+    for border in ((row == 0) | (row > rows), np.s_[:, 0], np.s_[:, -1]):
+        beyond = values[border]
+        values[border] = np.where(beyond >= threshold, 2 * threshold - beyond, 0.0)
+    return plane * (rows + 2) + row, values
 
 
-def _trace(probability: Vectors, threshold: float, scale: Vectors) -> tuple[NDArray[np.intp], Geometries]:
-    """The planes that hold anything, and for each a multipolygon of (row, column) points in mm.
-
-    The planes are traced as one picture, one below the other: their borders keep them apart. Of each
-    only the rows are in it that hold something, and those beside them.
-
-    Args:
-        probability: padded, so that index 1 is the box's first row or column.
-        threshold: the level.
-        scale: between rows, between columns, in mm.
-    """
-    rows, columns = probability.shape[1:]
-    held = np.asarray((probability >= threshold).any(axis=2, keepdims=True))
-    number = np.flatnonzero(grown(held, 1, axes=(1,)))
+def _trace(
+    probability: NDArray[np.float32], threshold: float, scale: Vectors
+) -> tuple[NDArray[np.intp], Geometries]:
+    """The planes that hold anything, and for each a multipolygon of (row, column) points in mm."""
+    number, values = _picture(probability, threshold)
     if not number.size:
         return np.empty(0, np.intp), np.empty(0, np.object_)
+    rows, columns = probability.shape[1] + 2, values.shape[1]
     row, column = np.meshgrid(number.astype(np.float64), np.arange(columns, dtype=np.float64), indexing="ij")
     # contourpy's factory would search every value for NaN, which takes as long as the tracing.
     generator = contourpy.SerialContourGenerator(
         column,
         row,
-        probability.reshape(-1, columns)[number],
+        values,
         None,  # type: ignore[arg-type]  # no mask; the stub forgets that this is allowed
         corner_mask=False,
         line_type=contourpy.LineType.Separate,
