@@ -70,16 +70,16 @@ class _Rings:
     @cached_property
     def after(self) -> Vectors:
         """For each point the next one on its ring."""
-        after = np.roll(self.points, -1, axis=0)
-        after[self.lasts] = self.points[self.starts]
-        return after
+        following = np.arange(1, len(self.points) + 1)
+        following[self.lasts] = self.starts
+        return self.points[following]
 
     @cached_property
     def before(self) -> Vectors:
         """For each point the previous one on its ring."""
-        before = np.roll(self.points, 1, axis=0)
-        before[self.starts] = self.points[self.lasts]
-        return before
+        preceding = np.arange(-1, len(self.points) - 1)
+        preceding[self.starts] = self.lasts
+        return self.points[preceding]
 
     def sums(self, values: Vectors) -> Vectors:
         """Sum of one value a point over each ring."""
@@ -114,8 +114,8 @@ def iso_lines(
     areas = rings.areas() / scale.prod()
     points = np.split(rings.points / scale, rings.starts[1:])
     return [
-        PlaneRing(int(planes[geometry]), ring)
-        for geometry, ring, area in zip(rings.geometry, points, areas, strict=True)
+        PlaneRing(plane, ring, area)
+        for plane, ring, area in zip(planes[rings.geometry].tolist(), points, areas.tolist(), strict=True)
         if abs(area) >= SMALLEST_PX
     ]
 
