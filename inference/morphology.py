@@ -59,7 +59,7 @@ class _Runs:
         """
         reach = 1 if corners else 0
         runs = len(self.first)
-        pairs = [(np.empty(0, np.intp), np.empty(0, np.intp))]
+        pairs = []
         for slices, rows in ways:
             way = (slices * self.shape[1] + rows) * self.shape[2]
             begin = np.searchsorted(self.stop, self.first + way - reach, side="right")
