@@ -87,7 +87,7 @@ class Assembler:
             self._decoder.ahead(series_id, new)
 
     def _complete(self, series_id: int) -> float:
-        """Take the series for complete if it is; else when to look again."""
+        """Take the series for complete if it is; when to look again."""
         with reading(self._engine) as session:
             verdict = self._judge(session, session.get_one(Series, series_id))
         if verdict.evidence is None:
@@ -104,7 +104,7 @@ class Assembler:
         if self._peer_counts is not None:
             self._peer_counts.forget(uid)
         log.info("series complete", series=series_id, job=job_id, evidence=verdict.evidence["kind"])
-        return now
+        return math.inf
 
     def _judge(self, session: Session, series: Series) -> Verdict:
         rules, now = self._config.series, self._clock()

@@ -55,6 +55,10 @@ app.add_typer(models_app, name="models")
 
 ConfigPath = Annotated[Path, typer.Option("--config", help="The configuration file.", show_default=True)]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+JobsConfigPath = Annotated[
+    Path | None,
+    typer.Option("--config", help="The configuration file; may also stand before the command."),
+]
 JobNumber = Annotated[int, typer.Argument(help="The job's number, as `anatomynode jobs` lists it.")]
 DEFAULT_CONFIG = Path("config.yaml")
 
@@ -203,15 +207,15 @@ def _jobs(context: typer.Context, config: ConfigPath = DEFAULT_CONFIG, as_json: 
     """Without a command: the list of the jobs, the newest first."""
     context.obj = config
     if context.invoked_subcommand is None:
-        jobs_list(context, as_json)
+        jobs_list(context, as_json=as_json)
 
 
 @jobs_app.command("list")
-def jobs_list(context: typer.Context, as_json: AsJson = False) -> None:
+def jobs_list(context: typer.Context, config: JobsConfigPath = None, as_json: AsJson = False) -> None:
     """List the jobs, the newest first."""
     from dicom_node import story
 
-    with _database(context) as engine:
+    with _database(config or context.obj) as engine:
         _tell(story.list_jobs(engine), as_json)
 
 
@@ -221,6 +225,7 @@ def jobs_find(
     number: Annotated[
         str, typer.Argument(help="Accession number or patient ID; only its keyed hash is kept.")
     ],
+    config: JobsConfigPath = None,
     as_json: AsJson = False,
 ) -> None:
     """Find the jobs of an accession number or a patient ID."""
@@ -228,44 +233,46 @@ def jobs_find(
     from dicom_node.config import read_config
     from dicom_node.keyed_hash import KeyedHash, load_key
 
-    hashed = KeyedHash(load_key(read_config(context.obj)))
-    with _database(context) as engine:
+    hashed = KeyedHash(load_key(read_config(config or context.obj)))
+    with _database(config or context.obj) as engine:
         _tell(story.find(engine, hashed, number), as_json)
 
 
 @jobs_app.command("show")
-def jobs_show(context: typer.Context, job: JobNumber, as_json: AsJson = False) -> None:
+def jobs_show(
+    context: typer.Context, job: JobNumber, config: JobsConfigPath = None, as_json: AsJson = False
+) -> None:
     """Tell the story of a job: what came, what was made of it, where it went."""
     from dicom_node import story
 
-    with _database(context) as engine:
+    with _database(config or context.obj) as engine:
         _tell(story.show(engine, job), as_json)
 
 
 @jobs_app.command("retry")
-def jobs_retry(context: typer.Context, job: JobNumber) -> None:
+def jobs_retry(context: typer.Context, job: JobNumber, config: JobsConfigPath = None) -> None:
     """Do a job that has ended again, or only its refused deliveries."""
     from dicom_node import story
 
-    with _database(context) as engine:
+    with _database(config or context.obj) as engine:
         typer.echo(story.retry(engine, job))
 
 
 @jobs_app.command("release")
-def jobs_release(context: typer.Context, job: JobNumber) -> None:
+def jobs_release(context: typer.Context, job: JobNumber, config: JobsConfigPath = None) -> None:
     """Let a job go on that was held for a person."""
     from dicom_node import story
 
-    with _database(context) as engine:
+    with _database(config or context.obj) as engine:
         typer.echo(story.release(engine, job))
 
 
 @jobs_app.command("cancel")
-def jobs_cancel(context: typer.Context, job: JobNumber) -> None:
+def jobs_cancel(context: typer.Context, job: JobNumber, config: JobsConfigPath = None) -> None:
     """End a job, or what is left of its deliveries."""
     from dicom_node import story
 
-    with _database(context) as engine:
+    with _database(config or context.obj) as engine:
         typer.echo(story.cancel(engine, job))
 
 
@@ -469,12 +476,12 @@ def _need_extra(*modules: str) -> None:
 
 
 @contextmanager
-def _database(context: typer.Context) -> Iterator[Engine]:
+def _database(config: Path) -> Iterator[Engine]:
     """The node's database, which must be there already."""
     from dicom_node.config import read_config
     from dicom_node.database import open_engine
 
-    path = read_config(context.obj).storage.database
+    path = read_config(config).storage.database
     if not path.is_file():
         raise ConfigurationError((f"{path}: there is no database; the node makes it when it first starts",))
     engine = open_engine(path)

@@ -1,7 +1,7 @@
 """Brings each stored RT-STRUCT to each of its destinations.
 
 Owns when an attempt is made, and one lane (a thread) for each destination, so that none waits for another.
-Speaks the deliveries' rows, and `scu.store` with the very bytes that were fsynced.
+Speaks the deliveries' rows, and `scu.storing` with the very bytes that were fsynced.
 Never keeps anything in memory that a restart would need, and never takes silence for success.
 """
 
@@ -11,6 +11,7 @@ import hashlib
 import threading
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -37,7 +38,8 @@ DELIVERED = KEPT | {StoreKind.DUPLICATE}
 """Our SOP Instance UIDs are derived from all that an RT-STRUCT is made of: what a destination has under this
 UID is this one, from an attempt whose answer was lost or from an earlier push."""
 
-Store = Callable[[Destination, str, Path], StoreOutcome]
+Store = Callable[[Destination, str, Path], AbstractContextManager[StoreOutcome]]
+"""Sends a file; the outcome is known inside the block."""
 
 log = logs.get(__name__)
 
@@ -73,7 +75,7 @@ class Deliverer:
         config: Config,
         engine: Engine,
         clock: Callable[[], float],
-        store: Store = scu.store,
+        store: Store = scu.storing,
         rng: Random | None = None,
     ) -> None:
         self._config = config
@@ -207,22 +209,25 @@ class _Lane:
     def _attempt(self, due: Due) -> StoreOutcome:
         """Send once, and record what became of it."""
         traceback, damaged = None, False
-        try:
-            outcome = self._store(self._destination, self._calling, _checked(due))
-        except DamagedResultError as damage:
-            damaged = True
-            outcome = StoreOutcome(StoreKind.REFUSED, None, damage.reason)
-        except OSError as problem:
-            outcome = StoreOutcome(
-                StoreKind.TRANSIENT, None, f"the stored RT-STRUCT cannot be read now: {problem.strerror}"
-            )
-        except Exception as bug:  # not foreseen by the door: trying again would meet it again
-            traceback = logs.describe(bug)
-            outcome = StoreOutcome(StoreKind.REFUSED, None, f"an error of this program: {type(bug).__name__}")
-        with transaction(self._engine) as session:
-            self._record(session, due, outcome, traceback)
-            if damaged:
-                session.get_one(Job, due.job_id).rt_struct_file = None  # a retry contours again
+        with ExitStack() as until_recorded:
+            try:
+                sending = self._store(self._destination, self._calling, _checked(due))
+                outcome = until_recorded.enter_context(sending)
+            except DamagedResultError as damage:
+                damaged = True
+                outcome = StoreOutcome(StoreKind.REFUSED, None, damage.reason)
+            except OSError as problem:
+                outcome = StoreOutcome(
+                    StoreKind.TRANSIENT, None, f"the stored RT-STRUCT cannot be read now: {problem.strerror}"
+                )
+            except Exception as bug:  # not foreseen by the door: trying again would meet it again
+                traceback = logs.describe(bug)
+                reason = f"an error of this program: {type(bug).__name__}"
+                outcome = StoreOutcome(StoreKind.REFUSED, None, reason)
+            with transaction(self._engine) as session:
+                self._record(session, due, outcome, traceback)
+                if damaged:
+                    session.get_one(Job, due.job_id).rt_struct_file = None  # a retry contours again
         say = log.info if outcome.kind in DELIVERED else log.warning
         say(
             "tried to send",

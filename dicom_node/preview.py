@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from dicom_node.ct_series import CtSeries
-from dicom_node.rt_struct import volume_cm3
+from inference.postprocessing import volume_cm3
 from inference.segmentation import Segmentation, StructureMap
 from inference.volume import PlaneStack
 

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from io import BytesIO
 
-import numpy as np
 from pydicom.charset import convert_encodings, default_encoding
 from pydicom.datadict import dictionary_VR
 from pydicom.dataelem import RawDataElement
@@ -28,6 +27,7 @@ from dicom_node.errors import SeriesRejectedError
 from dicom_node.refusals import Refusal
 from dicom_node.uids import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME, derive_uid
 from inference.contours import Contour, ContourMode, trace
+from inference.postprocessing import volume_cm3
 from inference.segmentation import Segmentation, StructureMap
 from inference.volume import PlaneStack
 from models.card import Code, ModelDescription
@@ -176,13 +176,6 @@ def build(series: CtSeries, segmentation: Segmentation, options: RtStructOptions
     _sop_common(dataset, uids, options, created_at)
     reports = _reports(segmentation, rois)
     return RtStruct(_encoded(dataset), uids.sop_instance, uids.series, reports)
-
-
-def volume_cm3(found: StructureMap, planes: PlaneStack) -> float:
-    """The volume of a structure's mask; each slice is as thick as half the way to its neighbours."""
-    voxels = np.count_nonzero(found.mask, axis=(1, 2))
-    thickness_mm = planes.slice_thickness_mm[found.box[0]]
-    return float(voxels @ thickness_mm) * planes.row_spacing_mm * planes.column_spacing_mm / 1000
 
 
 def provenance(model: ModelDescription) -> str:

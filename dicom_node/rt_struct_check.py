@@ -187,7 +187,7 @@ class _Case:
     @cached_property
     def expected(self) -> dict[str, StructureMap]:
         """The structures with a mask, by name."""
-        return {found.structure.name: found for found in self.segmentation.structures if found.mask.any()}
+        return {found.structure.name: found for found in self.segmentation.structures if found.voxels.any()}
 
     @cached_property
     def contours(self) -> tuple[_ReadContour, ...]:
@@ -556,16 +556,15 @@ def _agreement(name: str, placed: _Placed, found: StructureMap, planes: PlaneSta
     filled = fill(polygons, slices * rows, columns).reshape(slices, rows, columns)
     inner = tuple(slice(first, first + size) for first, size in zip(start - low, mask.shape, strict=True))
     common = np.count_nonzero(filled[inner] & mask)
-    voxels = np.count_nonzero(mask, axis=(1, 2))
     areas = np.bincount(placed.slices[placed.starts], _areas(points, placed.starts), planes.shape[0])
     thickness_mm = planes.slice_thickness_mm
     pixel_cm3 = planes.row_spacing_mm * planes.column_spacing_mm / 1000  # a millimetre thick
     return RoiAgreement(
         name,
-        float(2 * common / (np.count_nonzero(filled) + voxels.sum())),
+        float(2 * common / (np.count_nonzero(filled) + found.voxels.sum())),
         float(np.abs(areas) @ thickness_mm) * pixel_cm3,
-        float(voxels @ thickness_mm[found.box[0]]) * pixel_cm3,
-        int(voxels.sum()),
+        float(found.voxels @ thickness_mm[found.box[0]]) * pixel_cm3,
+        int(found.voxels.sum()),
         float(np.abs(placed.distances_mm).max()),
     )
 

@@ -11,7 +11,7 @@ import socket
 import ssl
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -114,20 +114,25 @@ def echo(destination: Destination, calling: str) -> None:
         raise UnreachableError(f"{_address(destination)} {said} C-ECHO")
 
 
-def store(destination: Destination, calling: str, file: Path) -> StoreOutcome:
+@contextmanager
+def storing(destination: Destination, calling: str, file: Path) -> Iterator[StoreOutcome]:
     """Send one Part 10 file on an association of its own; its data set's bytes go out as they are.
 
-    Only the file's own transfer syntax is proposed, so that nothing has to be converted.
+    Only the file's own transfer syntax is proposed, so that nothing has to be converted. The block knows
+    the outcome as soon as the answer is here: the association is released after it, which takes longer
+    than many an answer.
     """
-    try:
-        identity = identify(file)
-        context = build_context(identity.sop_class_uid, identity.transfer_syntax_uid)
-        with association(destination, calling, [context]) as peer:
-            return send(peer, identity)
-    except TransientError as problem:
-        return StoreOutcome(StoreKind.UNREACHABLE, None, problem.reason)
-    except PermanentError as problem:
-        return StoreOutcome(StoreKind.REFUSED, None, problem.reason)
+    with ExitStack() as until_told:
+        try:
+            identity = identify(file)
+            context = build_context(identity.sop_class_uid, identity.transfer_syntax_uid)
+            peer = until_told.enter_context(association(destination, calling, [context]))
+            outcome = send(peer, identity)
+        except TransientError as problem:
+            outcome = StoreOutcome(StoreKind.UNREACHABLE, None, problem.reason)
+        except PermanentError as problem:
+            outcome = StoreOutcome(StoreKind.REFUSED, None, problem.reason)
+        yield outcome
 
 
 def count_instances(

@@ -194,7 +194,8 @@ class Worker:
         if run is None:
             return min(look_again_at, job_look_again_at)
         self._begin(run)
-        return self._clock()
+        # Not at once: this thread would take the interpreter from the one that contours.
+        return look_again_at
 
     def finish(self) -> None:
         """Wait for the job that runs, and record what became of it."""

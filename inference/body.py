@@ -73,7 +73,7 @@ def find_body(dense: Mask, spacing_mm: tuple[float, float, float]) -> Mask:
     core = shrunk(dense, voxels, _IN_PLANE)
     trunk = largest_components(core, count=1, min_voxels=1, corners=False)
     body = grown(trunk, voxels, _IN_PLANE) & dense
-    volume_cm3 = float(body.sum() * np.prod(spacing_mm) / 1000)
+    volume_cm3 = float(np.count_nonzero(body) * np.prod(spacing_mm) / 1000)
     if volume_cm3 < SMALLEST_BODY_CM3:
         raise OutsideModelError(
             "no_body",
@@ -92,10 +92,9 @@ def crop(body: Mask, model: Input) -> tuple[tuple[int, int, int], tuple[int, int
     assert box is not None
     limits = [int(mm / step) for mm, step in zip(model.max_extent_mm, model.spacing_mm, strict=True)]
     lower = max(box[0].start, box[0].stop - limits[0])
-    sides = [slice(lower, box[0].stop)]
-    for axis in _IN_PLANE:
-        across = np.asarray(body[lower : box[0].stop].any(axis=tuple({0, 1, 2} - {axis})))
-        sides.append(_central(across, limits[axis]))
+    kept = bounds(body[lower : box[0].stop])
+    assert kept is not None
+    sides = [slice(lower, box[0].stop), *(_middle(kept[axis], limits[axis]) for axis in _IN_PLANE)]
     cut = any(
         side.stop - side.start < whole.stop - whole.start for side, whole in zip(sides, box, strict=True)
     )
@@ -104,12 +103,10 @@ def crop(body: Mask, model: Input) -> tuple[tuple[int, int, int], tuple[int, int
     return starts, extents, cut
 
 
-def _central(occupied: NDArray[np.bool_], limit: int) -> slice:
-    """The occupied stretch, or its middle `limit` voxels."""
-    where = np.flatnonzero(occupied)
-    first, stop = int(where[0]), int(where[-1]) + 1
-    excess = max(0, stop - first - limit)
-    return slice(first + excess // 2, stop - (excess - excess // 2))
+def _middle(side: slice, limit: int) -> slice:
+    """The side, or its middle `limit` voxels."""
+    excess = max(0, side.stop - side.start - limit)
+    return slice(side.start + excess // 2, side.stop - (excess - excess // 2))
 
 
 def _windowed_image(volume: Volume, grid: ModelGrid, window: Window) -> NDArray[np.float32]:
@@ -117,7 +114,7 @@ def _windowed_image(volume: Volume, grid: ModelGrid, window: Window) -> NDArray[
     lower, upper = np.float32(window.lower_hu), np.float32(window.upper_hu)
 
     def clipped(hu: NDArray[np.int16]) -> NDArray[np.float32]:
-        return np.asarray(np.clip(hu, lower, upper) - lower)
+        return np.asarray(np.clip(hu.astype(np.float32), lower, upper) - lower)
 
     image = linear(volume.hu, ct_coordinates(grid, volume.planes), clipped)
     image /= upper - lower

@@ -68,25 +68,24 @@ def trace(
     Raises:
         ValueError: another mode.
     """
-    mask = found.mask
-    if not mask.any():
+    if not found.voxels.any():
         return ()
     match mode:
         case "voxel":
-            rings = voxel_outlines(mask)
+            rings = voxel_outlines(found.mask)
         case "smooth":
             spacing_mm = (planes.row_spacing_mm, planes.column_spacing_mm)
             lines = iso_lines(found.probability, found.threshold, spacing_mm, simplify_mm)
-            rings = _with_lost_slices(lines, mask)
+            rings = _with_lost_slices(lines, found)
         case _:
             raise ValueError(f"contour mode {mode!r}: smooth or voxel")
     return _contours(rings, found.start)
 
 
-def _with_lost_slices(lines: list[PlaneRing], mask: NDArray[np.bool_]) -> list[PlaneRing]:
+def _with_lost_slices(lines: list[PlaneRing], found: StructureMap) -> list[PlaneRing]:
     """The smooth lines, but voxel outlines for the slices that they misrepresent."""
-    voxels = np.count_nonzero(mask, axis=(1, 2))
-    areas = np.zeros(len(mask))
+    voxels = found.voxels
+    areas = np.zeros(len(voxels))
     for line in lines:
         areas[line.plane] += line.area
     off = np.abs(areas - voxels)
@@ -97,7 +96,7 @@ def _with_lost_slices(lines: list[PlaneRing], mask: NDArray[np.bool_]) -> list[P
     if not lost.any():
         return lines
     kept = [line for line in lines if not lost[line.plane]]
-    return kept + voxel_outlines(mask & lost[:, None, None])
+    return kept + voxel_outlines(found.mask & lost[:, None, None])
 
 
 def _contours(rings: list[PlaneRing], start: tuple[int, int, int]) -> tuple[Contour, ...]:

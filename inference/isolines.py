@@ -21,6 +21,10 @@ from inference.outlines import PlaneRing
 SMALLEST_PX = 0.1
 """Islands and holes of less area than this (square pixels) are no shapes but accidents of the last digit."""
 
+_SPECK_PX = 0.1
+"""An island within a square of this side is left out at once. Even moved outwards by `_FURTHEST_PX` it would
+stay below `SMALLEST_PX`, and until then it would make the simplification of its whole plane the slow one."""
+
 _CLEARANCE = 1e-3
 """No value lies nearer to the threshold than this: lines then never run through a voxel centre."""
 
@@ -66,16 +70,16 @@ class _Rings:
     @cached_property
     def after(self) -> Vectors:
         """For each point the next one on its ring."""
-        after = np.roll(self.points, -1, axis=0)
-        after[self.lasts] = self.points[self.starts]
-        return after
+        following = np.arange(1, len(self.points) + 1)
+        following[self.lasts] = self.starts
+        return self.points[following]
 
     @cached_property
     def before(self) -> Vectors:
         """For each point the previous one on its ring."""
-        before = np.roll(self.points, 1, axis=0)
-        before[self.starts] = self.points[self.lasts]
-        return before
+        preceding = np.arange(-1, len(self.points) - 1)
+        preceding[self.starts] = self.lasts
+        return self.points[preceding]
 
     def sums(self, values: Vectors) -> Vectors:
         """Sum of one value a point over each ring."""
@@ -102,52 +106,60 @@ def iso_lines(
         simplify_mm: how far a simplified line may leave the traced one. Which line encloses which
             stays as it is, and so does the area (`_LOST_BY_CURVATURE_PX` is given back to it).
     """
-    padded = _padded(probability, threshold)
     scale = np.array(spacing_mm)
-    planes, exact = _trace(padded, threshold, scale)
+    planes, exact = _trace(probability, threshold, scale)
     if not len(planes):
         return []
     rings = _rings(_balanced(exact, simplify_mm, spacing_mm))
     areas = rings.areas() / scale.prod()
     points = np.split(rings.points / scale, rings.starts[1:])
     return [
-        PlaneRing(int(planes[geometry]), ring)
-        for geometry, ring, area in zip(rings.geometry, points, areas, strict=True)
+        PlaneRing(plane, ring, area)
+        for plane, ring, area in zip(planes[rings.geometry].tolist(), points, areas.tolist(), strict=True)
         if abs(area) >= SMALLEST_PX
     ]
 
 
-def _padded(probability: NDArray[np.float32], threshold: float) -> Vectors:
-    """Clear of the threshold, and with one voxel more on each side of each plane.
+def _picture(probability: NDArray[np.float32], threshold: float) -> tuple[NDArray[np.intp], Vectors]:
+    """The planes as one picture, one below the other, each with one more row and column on each side.
 
-    A line that leaves the box closes on its voxels' edge.
+    A line that leaves the box closes on its voxels' edge. No value is near the threshold. Rows of a
+    plane that hold nothing of the structure, nor lie beside one that does, are left out.
+
+    Returns:
+        The numbers of the picture's rows, counted through all planes, and its values.
     """
-    padded = np.pad(probability, ((0, 0), (1, 1), (1, 1)), mode="edge").astype(np.float64)
-    near = np.abs(padded - threshold) < _CLEARANCE
-    padded[near] = np.where(padded[near] >= threshold, threshold + _CLEARANCE, threshold - _CLEARANCE)
-    for border in (np.s_[:, 0], np.s_[:, -1], np.s_[:, :, 0], np.s_[:, :, -1]):
-        beyond = padded[border]
-        padded[border] = np.where(beyond >= threshold, 2 * threshold - beyond, 0.0)
-    return padded
+    rows = probability.shape[1]
+    held = np.asarray((probability >= threshold).any(axis=2))
+    above, below = np.s_[:, :-2], np.s_[:, 2:]
+    wanted = np.pad(held, ((0, 0), (1, 1)))
+    wanted[above] |= held
+    wanted[below] |= held
+    plane, row = np.nonzero(wanted)
+    lines = probability[plane, np.clip(row - 1, 0, rows - 1)]
+    values = np.pad(lines, ((0, 0), (1, 1)), mode="edge").astype(np.float64)
+    near = (values > threshold - _CLEARANCE) & (values < threshold + _CLEARANCE)
+    values[near] = np.where(values[near] >= threshold, threshold + _CLEARANCE, threshold - _CLEARANCE)
+    for border in ((row == 0) | (row > rows), np.s_[:, 0], np.s_[:, -1]):
+        beyond = values[border]
+        values[border] = np.where(beyond >= threshold, 2 * threshold - beyond, 0.0)
+    return plane * (rows + 2) + row, values
 
 
-def _trace(probability: Vectors, threshold: float, scale: Vectors) -> tuple[NDArray[np.intp], Geometries]:
-    """The planes that hold anything, and for each a multipolygon of (row, column) points in mm.
-
-    The planes are traced as one picture, one below the other: their borders keep them apart.
-
-    Args:
-        probability: padded, so that index 1 is the box's first row or column.
-        threshold: the level.
-        scale: between rows, between columns, in mm.
-    """
-    slices, rows, columns = probability.shape
-    row, column = np.indices((slices * rows, columns), np.float64)
+def _trace(
+    probability: NDArray[np.float32], threshold: float, scale: Vectors
+) -> tuple[NDArray[np.intp], Geometries]:
+    """The planes that hold anything, and for each a multipolygon of (row, column) points in mm."""
+    number, values = _picture(probability, threshold)
+    if not number.size:
+        return np.empty(0, np.intp), np.empty(0, np.object_)
+    rows, columns = probability.shape[1] + 2, values.shape[1]
+    row, column = np.meshgrid(number.astype(np.float64), np.arange(columns, dtype=np.float64), indexing="ij")
     # contourpy's factory would search every value for NaN, which takes as long as the tracing.
     generator = contourpy.SerialContourGenerator(
         column,
         row,
-        probability.reshape(row.shape),
+        values,
         None,  # type: ignore[arg-type]  # no mask; the stub forgets that this is allowed
         corner_mask=False,
         line_type=contourpy.LineType.Separate,
@@ -155,21 +167,26 @@ def _trace(probability: Vectors, threshold: float, scale: Vectors) -> tuple[NDAr
         quad_as_tri=False,
         z_interp=contourpy.ZInterp.Linear,
     )
-    # One chunk of (points, where each ring begins, where each polygon's rings begin), or None in each.
+    # One chunk of (points, where each ring begins, where each polygon's rings begin): something is inside.
     points, rings, polygons = cast(
-        tuple[Vectors | None, ...], (chunks[0] for chunks in generator.filled(threshold, np.inf))
+        tuple[Vectors, ...], (chunks[0] for chunks in generator.filled(threshold, np.inf))
     )
-    if points is None or rings is None or polygons is None:
-        return np.empty(0, np.intp), np.empty(0, np.object_)
     plane_of_point = (points[:, 1] // rows).astype(np.intp)
     points[:, 1] -= plane_of_point * rows
     offsets = (rings.astype(np.int64), polygons.astype(np.int64))
     points_mm = (points[:, ::-1] - 1) * scale
-    shapes = shapely.from_ragged_array(shapely.GeometryType.POLYGON, points_mm, offsets)
+    shapes = np.asarray(shapely.from_ragged_array(shapely.GeometryType.POLYGON, points_mm, offsets))
     plane_of_shape = plane_of_point[rings[polygons[:-1]]]
     order = np.argsort(plane_of_shape, kind="stable")
+    order = order[~_are_specks(shapes[order], scale)]
     planes, geometry = np.unique(plane_of_shape[order], return_inverse=True)
-    return planes, np.asarray(shapely.multipolygons(np.asarray(shapes)[order], indices=geometry))
+    return planes, np.asarray(shapely.multipolygons(shapes[order], indices=geometry))
+
+
+def _are_specks(shapes: Geometries, scale: Vectors) -> NDArray[np.bool_]:
+    """Whether each polygon lies within a square of `_SPECK_PX`."""
+    bounds = shapely.bounds(shapes)
+    return np.asarray((bounds[:, 2:] - bounds[:, :2] < _SPECK_PX * scale).all(axis=1))
 
 
 def _balanced(exact: Geometries, simplify_mm: float, spacing_mm: tuple[float, float]) -> Geometries:

@@ -7,13 +7,80 @@ Never knows which organ it handles or where the grid lies.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import scipy.ndimage as ndimage
 from numpy.typing import NDArray
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 Mask = NDArray[np.bool_]
+Indices = NDArray[np.intp]
 
-_IN_PLANE = np.array([[[0, 0, 0]] * 3, [[0, 1, 0], [1, 1, 1], [0, 1, 0]], [[0, 0, 0]] * 3], bool)
+
+@dataclass(frozen=True)
+class _Runs:
+    """The stretches of True along the columns of a mask, in the order of its voxels.
+
+    An organ has a run or two in a row: joining them takes a fraction of the time of looking at each voxel.
+
+    Attributes:
+        first, stop: where each begins, and the place after its end, counted through an array with one
+            more row before and one more column behind: no run has a neighbour across a border.
+        shape: of that array, (slices, rows, columns).
+    """
+
+    first: Indices
+    stop: Indices
+    shape: tuple[int, int, int]
+
+    @classmethod
+    def of(cls, mask: Mask) -> _Runs:
+        """The runs of a mask (slices, rows, columns)."""
+        slices, rows, columns = mask.shape
+        spaced = np.zeros((slices, rows + 1, columns + 1), bool)
+        spaced[:, 1:, :-1] = mask
+        flat = spaced.ravel()
+        edges = np.flatnonzero(flat[1:] != flat[:-1]) + 1
+        return cls(edges[0::2], edges[1::2], (slices, rows + 1, columns + 1))
+
+    @property
+    def voxels(self) -> Indices:
+        """How many each run has."""
+        return self.stop - self.first
+
+    def components(self, ways: tuple[tuple[int, int], ...], corners: bool) -> tuple[int, Indices]:
+        """How many components there are, and the one that each run belongs to.
+
+        Args:
+            ways: to the neighbouring rows as (slices, rows), one of two opposite ways.
+            corners: whether runs that only share a corner touch.
+        """
+        reach = 1 if corners else 0
+        runs = len(self.first)
+        pairs = []
+        for slices, rows in ways:
+            way = (slices * self.shape[1] + rows) * self.shape[2]
+            begin = np.searchsorted(self.stop, self.first + way - reach, side="right")
+            end = np.searchsorted(self.first, self.stop + way + reach, side="left")
+            pairs.append((np.repeat(np.arange(runs), end - begin), _ranges(begin, end)))
+        one, other = np.concatenate(pairs, axis=1)
+        touching = coo_array((np.ones(len(one), bool), (one, other)), (runs, runs))
+        count, component = connected_components(touching, directed=False)
+        return count, component
+
+    def mask(self, chosen: NDArray[np.bool_]) -> Mask:
+        """The mask of the chosen ones."""
+        spaced = np.zeros(self.shape, bool)
+        spaced.ravel()[_ranges(self.first[chosen], self.stop[chosen])] = True
+        return spaced[:, 1:, :-1].copy()
+
+
+def _ranges(begin: Indices, end: Indices) -> Indices:
+    """The integers from each `begin` to before its `end`, one range after the other."""
+    counts = end - begin
+    return np.asarray(np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts - begin, counts))
 
 
 def largest_components(mask: Mask, count: int, min_voxels: float, corners: bool = True) -> Mask:
@@ -21,22 +88,27 @@ def largest_components(mask: Mask, count: int, min_voxels: float, corners: bool 
 
     Voxels that only share a corner are connected where `corners` says so (26 neighbours, else 6).
     """
-    labels, found = ndimage.label(mask, structure=np.ones((3, 3, 3), bool) if corners else None)
-    sizes = np.bincount(labels.ravel(), minlength=found + 1)[1:]
+    runs = _Runs.of(mask)
+    ways = ((0, 1), (1, -1), (1, 0), (1, 1)) if corners else ((0, 1), (1, 0))
+    found, component = runs.components(ways, corners)
+    sizes = np.bincount(component, runs.voxels, found)
     by_size = np.argsort(-sizes, kind="stable")[: count or None]
-    kept = np.zeros(found + 1, bool)
-    kept[1 + by_size] = sizes[by_size] >= max(min_voxels, 1)
-    return np.asarray(kept[labels])
+    kept = np.zeros(found, bool)
+    kept[by_size] = sizes[by_size] >= min_voxels
+    return runs.mask(kept[component])
 
 
 def plane_holes(mask: Mask) -> Mask:
     """What is enclosed by the mask within its plane: background that does not reach the plane's border."""
-    labels, found = ndimage.label(~mask, structure=_IN_PLANE)
-    outside = np.zeros(found + 1, bool)
-    for border in (labels[:, 0], labels[:, -1], labels[:, :, 0], labels[:, :, -1]):
-        outside[border] = True
-    outside[0] = True  # the mask itself
-    return np.asarray(~outside[labels])
+    runs = _Runs.of(~mask)
+    _, rows, columns = runs.shape
+    found, component = runs.components(((0, 1),), corners=False)
+    row, column = runs.first // columns % rows, runs.first % columns
+    # The array has one more row before the mask's own, and one more column behind.
+    at_border = (row == 1) | (row == rows - 1) | (column == 0) | (column + runs.voxels == columns - 1)
+    outside = np.zeros(found, bool)
+    outside[component[at_border]] = True
+    return runs.mask(~outside[component])
 
 
 def grown(mask: Mask, voxels: int, axes: tuple[int, ...] = (0, 1, 2)) -> Mask:
@@ -70,12 +142,14 @@ def shell(mask: Mask) -> Mask:
 
 def bounds(mask: Mask, margin: int = 0) -> tuple[slice, slice, slice] | None:
     """The smallest box around the mask, widened by `margin` within the array; None where it is empty."""
-    box = ndimage.find_objects(mask.view(np.uint8), max_label=1)[0]
-    if box is None:
+    slices = np.flatnonzero(mask.any(axis=(1, 2)))
+    if not slices.size:
         return None
+    shadow = np.asarray(mask[slices[0] : slices[-1] + 1].any(axis=0))
+    occupied = (slices, np.flatnonzero(shadow.any(axis=1)), np.flatnonzero(shadow.any(axis=0)))
     first, second, third = (
-        slice(max(0, side.start - margin), min(extent, side.stop + margin))
-        for side, extent in zip(box, mask.shape, strict=True)
+        slice(max(0, int(where[0]) - margin), min(extent, int(where[-1]) + 1 + margin))
+        for where, extent in zip(occupied, mask.shape, strict=True)
     )
     return first, second, third
 

@@ -24,15 +24,12 @@ class PlaneRing:
         points: float64 (n, 2) of (row, column), the first point not repeated. Seen with rows
             downwards and columns to the right, the mask lies to the right of the way: the outer
             ring of a region runs clockwise, the ring of a hole counter-clockwise.
+        area: square pixels; positive for an outer ring, negative for a hole.
     """
 
     plane: int
     points: Ring
-
-    @property
-    def area(self) -> float:
-        """Square pixels; positive for an outer ring, negative for a hole."""
-        return signed_area(self.points)
+    area: float
 
 
 def signed_area(points: Ring) -> float:
@@ -82,7 +79,12 @@ def voxel_outlines(mask: NDArray[np.bool_]) -> list[PlaneRing]:
     corners = _find_corners(mask)
     points = np.stack((corners.rows, corners.columns), axis=1).astype(np.float64) - 0.5
     planes = corners.planes
-    return [PlaneRing(int(planes[ring[0]]), points[ring]) for ring in _cycles(_successors(corners))]
+    cycles = _cycles(_successors(corners))
+    rings = [points[cycle] for cycle in cycles]
+    return [
+        PlaneRing(int(planes[cycle[0]]), ring, signed_area(ring))
+        for cycle, ring in zip(cycles, rings, strict=True)
+    ]
 
 
 def _find_corners(mask: NDArray[np.bool_]) -> _Corners:

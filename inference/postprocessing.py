@@ -95,24 +95,25 @@ def boundary_confidence(
     return round(float(np.clip(distance, 0, 1).mean()), 3)
 
 
-def finish(
-    structure: Structure, start: tuple[int, int, int], probability: Probability, planes: PlaneStack
-) -> Probability:
+def finish(found: StructureMap, planes: PlaneStack) -> StructureMap:
     """Clean one structure's interpolated box on the CT's grid: specks off, holes filled in each plane.
 
     A filled voxel gets its probability mirrored at the threshold, so that the map stays continuous.
     """
-    rule = structure.postprocessing
-    voxel_cm3 = _voxel_cm3(planes, start[0], probability.shape[0]).mean()
-    mask = probability >= rule.threshold
-    kept = largest_components(mask, rule.components, rule.min_component_cm3 / voxel_cm3)
-    clean = np.where(mask & ~kept, np.float32(0), probability)
+    rule = found.structure.postprocessing
+    voxel_mm3 = planes.slice_thickness_mm[found.box[0]] * (planes.row_spacing_mm * planes.column_spacing_mm)
+    smallest = rule.min_component_cm3 / (voxel_mm3 / 1000).mean()
+    found = trimmed(found)
+    if not found.probability.size:
+        return found
+    kept = largest_components(found.mask, rule.components, smallest)
+    clean = np.where(found.mask & ~kept, np.float32(0), found.probability)
     if rule.fill_holes:
         holes = plane_holes(kept)
         filled = np.clip(2 * rule.threshold - clean[holes], rule.threshold, 1)
         # Rounded to float32, the threshold itself must not fall below the threshold.
         clean[holes] = np.maximum(filled, np.nextafter(np.float32(rule.threshold), np.float32(1)))
-    return clean
+    return replace(found, probability=clean)
 
 
 def exclusive(maps: Sequence[StructureMap]) -> list[StructureMap]:
@@ -176,16 +177,10 @@ def absent(structure: Structure) -> StructureMap:
     )
 
 
-def _voxel_cm3(planes: PlaneStack, first: int, count: int) -> NDArray[np.float64]:
-    """(count,) the volume that a voxel of each plane stands for."""
-    area_mm2 = planes.row_spacing_mm * planes.column_spacing_mm
-    return planes.slice_thickness_mm[first : first + count] * area_mm2 / 1000
-
-
 def volume_cm3(found: StructureMap, planes: PlaneStack) -> float:
     """Volume of the mask; each plane counts with half the way to its neighbours."""
-    voxels = found.mask.sum(axis=(1, 2))
-    return float(voxels @ _voxel_cm3(planes, found.start[0], len(voxels)))
+    thickness_mm = planes.slice_thickness_mm[found.box[0]]
+    return float(found.voxels @ thickness_mm) * planes.row_spacing_mm * planes.column_spacing_mm / 1000
 
 
 def flagged(
@@ -242,11 +237,13 @@ def _on_the_wrong_side(maps: Sequence[StructureMap], planes: PlaneStack) -> set[
 def _centroid_mm(found: StructureMap, planes: PlaneStack) -> NDArray[np.float64]:
     """(x, y, z) LPS."""
     slices, rows, columns = (
-        where + origin for where, origin in zip(np.nonzero(found.mask), found.start, strict=True)
+        np.count_nonzero(found.mask, axis=others) / np.count_nonzero(found.mask)
+        for others in ((1, 2), (0, 2), (0, 1))
     )
+    in_slices, in_rows, in_columns = found.box
     centre: NDArray[np.float64] = (
-        planes.origins_mm[slices].mean(axis=0)
-        + rows.mean() * planes.row_step_mm
-        + columns.mean() * planes.column_step_mm
+        slices @ planes.origins_mm[in_slices]
+        + rows @ np.arange(in_rows.start, in_rows.stop) * planes.row_step_mm
+        + columns @ np.arange(in_columns.start, in_columns.stop) * planes.column_step_mm
     )
     return centre

@@ -36,13 +36,19 @@ def fill(polygons: Sequence[NDArray[np.float64]], rows: int, columns: int) -> ND
     upper = np.where(upside_down[:, None], ends, starts)
     lower = np.where(upside_down[:, None], starts, ends)
     first = np.clip(np.ceil(upper[:, 0]), 0, rows).astype(np.intp)
-    crossed_rows = np.clip(np.ceil(lower[:, 0]), 0, rows).astype(np.intp) - first
-    edge = np.repeat(np.arange(len(starts)), crossed_rows)
-    row = np.arange(len(edge)) - np.repeat(np.cumsum(crossed_rows) - crossed_rows, crossed_rows) + first[edge]
+    last = np.clip(np.ceil(lower[:, 0]), 0, rows).astype(np.intp)
+    edge, row = np.repeat(np.arange(len(starts)), last - first), _ranges(first, last)
     height = lower[edge, 0] - upper[edge, 0]
     crossing = upper[edge, 1] + (row - upper[edge, 0]) / height * (lower[edge, 1] - upper[edge, 1])
     column = np.clip(np.ceil(crossing), 0, columns).astype(np.intp)
-    toggles = np.bincount(row * (columns + 1) + column, minlength=rows * (columns + 1))
-    # Only whether a count is odd matters, so it may overflow.
-    crossed = np.cumsum(toggles.reshape(rows, columns + 1)[:, :columns], axis=1, dtype=np.uint8)
-    return np.asarray(crossed % 2, np.bool_)
+    # Along a row one crossing leads in and the next one out, at the latest in the column beyond the grid.
+    crossings = np.sort(row * (columns + 1) + column)
+    inside = np.zeros(rows * (columns + 1), np.bool_)
+    inside[_ranges(crossings[0::2], crossings[1::2])] = True
+    return inside.reshape(rows, columns + 1)[:, :columns]
+
+
+def _ranges(begin: NDArray[np.intp], end: NDArray[np.intp]) -> NDArray[np.intp]:
+    """The integers from each `begin` to before its `end`, one range after the other."""
+    counts = end - begin
+    return np.asarray(np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts - begin, counts))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,10 +41,15 @@ class StructureMap:
     confidence: float | None
     flags: tuple[str, ...]
 
-    @property
+    @cached_property
     def mask(self) -> NDArray[np.bool_]:
         """Bool, same shape as `probability`."""
         return self.probability >= self.threshold
+
+    @cached_property
+    def voxels(self) -> NDArray[np.intp]:
+        """(slices,) how many voxels of the mask lie in each slice of the box."""
+        return np.array([np.count_nonzero(plane) for plane in self.mask], np.intp)
 
     @property
     def box(self) -> Box:

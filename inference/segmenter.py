@@ -115,12 +115,12 @@ def _back_on_ct(
     grid = framed.grid.box(candidate.start, candidate.shape)
     start, shape = ct_box(grid, planes)
     coordinates = held_at_border(model_coordinates(planes, start, shape, grid), grid.shape)
-    probability = linear(candidate.probability, coordinates)
-    return StructureMap(
+    found = StructureMap(
         structure=structure,
         start=start,
-        probability=finish(structure, start, probability, planes),
+        probability=linear(candidate.probability, coordinates),
         threshold=structure.postprocessing.threshold,
         confidence=candidate.confidence,
         flags=(),
     )
+    return finish(found, planes)

@@ -12,6 +12,7 @@ import ssl
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 
 from pydicom.uid import CTImageStorage, ImplicitVRLittleEndian, RTStructureSetStorage
 from pynetdicom import AE, evt
@@ -19,7 +20,9 @@ from pynetdicom.events import Event
 from pynetdicom.pdu import P_DATA_TF
 from pynetdicom.sop_class import Verification
 
+from dicom_node import scu
 from dicom_node.config import Destination, Tls
+from dicom_node.scu import StoreOutcome
 
 STORED = 0x0000
 
@@ -35,6 +38,12 @@ def destination(port: int, name: str = "archive", **changes: object) -> Destinat
         "response_timeout_s": 1.0,
     }
     return Destination.model_validate({**settings, **changes})
+
+
+def store(target: Destination, calling: str, file: Path) -> StoreOutcome:
+    """The outcome of one C-STORE, after the association's end."""
+    with scu.storing(target, calling, file) as outcome:
+        return outcome
 
 
 def _tls_context(tls: Tls | None) -> ssl.SSLContext | None:

@@ -134,6 +134,27 @@ def test_jobs_are_listed_and_a_missing_one_is_no_crash(config: Path, tmp_path: P
     assert "no job 7" in missing.stderr
 
 
+@pytest.mark.parametrize(
+    "command",
+    [["list"], ["find", "12345"], ["show", "7"], ["retry", "7"], ["release", "7"], ["cancel", "7"]],
+    ids=" ".join,
+)
+def test_the_configuration_of_jobs_may_stand_before_or_after_the_command(
+    command: list[str], config: Path, tmp_path: Path
+) -> None:
+    migrate.upgrade(tmp_path / "data" / "anatomynode.sqlite")
+    elsewhere = ["--config", tmp_path / "none.yaml"]
+
+    before = anatomynode("jobs", "--config", config, *command)
+    after = anatomynode("jobs", *command, "--config", config)
+    both = anatomynode("jobs", *elsewhere, *command, "--config", config)
+
+    assert before.returncode in (0, 1)
+    assert (after.returncode, after.stdout, after.stderr) == (before.returncode, before.stdout, before.stderr)
+    assert both.returncode == before.returncode  # the nearer one counts
+    assert anatomynode("jobs", *command, *elsewhere).returncode == 78
+
+
 def test_models_are_listed_without_torch() -> None:
     listed = anatomynode("models", "list", "--json")
 

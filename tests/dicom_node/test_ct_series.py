@@ -97,15 +97,15 @@ def test_the_order_of_arrival_changes_nothing(order: list[int], twice: bool) -> 
 
 
 def test_a_builder_goes_on_after_a_build_and_leaves_what_it_gave() -> None:
-    phantom = SMALL.but(offsets_mm=tuple(3.0 * index for index in range(90)))
+    phantom = SMALL.but(offsets_mm=tuple(3.0 * index for index in range(270)))
     shuffled = pieces(phantom)
     random.Random(7).shuffle(shuffled)
     builder = SeriesBuilder()
-    for piece in shuffled[:89]:
+    for piece in shuffled[:269]:
         builder.add(piece)
     with pytest.raises(SeriesRejectedError):
-        builder.build(90)
-    builder.add(shuffled[89])
+        builder.build(270)
+    builder.add(shuffled[269])
     first = builder.build(2)
     kept = first.volume.hu.copy()
     np.testing.assert_array_equal(kept, phantom.voxels)
@@ -118,7 +118,7 @@ def test_a_builder_goes_on_after_a_build_and_leaves_what_it_gave() -> None:
 
 
 def test_slices_may_come_from_many_threads() -> None:
-    phantom = SMALL.but(offsets_mm=tuple(3.0 * index for index in range(80)))
+    phantom = SMALL.but(offsets_mm=tuple(3.0 * index for index in range(270)))
     all_pieces = pieces(phantom)
     builder = SeriesBuilder()
     threads = [

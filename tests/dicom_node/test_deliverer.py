@@ -8,6 +8,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -307,10 +308,11 @@ def test_a_delivery_that_is_cancelled_while_it_is_on_its_way_stays_cancelled_and
     sender = node(destination(1))
     sender.make_result()
 
+    @contextmanager
     def cancelled_meanwhile(target, calling, file):
         with transaction(sender.engine) as session:
             jobs.cancel(session, session.get_one(Job, 1), sender.clock())
-        return scu.StoreOutcome(StoreKind.STORED, 0x0000, "stored")
+        yield scu.StoreOutcome(StoreKind.STORED, 0x0000, "stored")
 
     Deliverer(sender.config, sender.engine, sender.clock, store=cancelled_meanwhile).step()
     delivery = sender.deliveries()["archive"]
@@ -341,9 +343,9 @@ from dicom_node.database import open_engine
 from dicom_node.deliverer import Deliverer
 
 def store(target, calling, file):
-    outcome = scu.store(target, calling, file)
-    assert outcome.status == 0x0000
-    os.kill(os.getpid(), signal.SIGKILL)
+    with scu.storing(target, calling, file) as outcome:
+        assert outcome.status == 0x0000
+        os.kill(os.getpid(), signal.SIGKILL)
 
 config = Config.model_validate_json(Path(sys.argv[1]).read_text())
 Deliverer(config, open_engine(config.storage.database), lambda: 1_000_001.0, store=store).step()

@@ -277,14 +277,6 @@ def test_a_series_without_any_structure_is_rejected():
     assert refused.value.code == "nothing_found"
 
 
-def test_volumes_follow_each_slices_own_thickness():
-    series = phantoms.series(Phantom(offsets_mm=UNEVEN))
-    slab = organs.structure_map(np.ones((17, 10, 10), bool))
-    # 9 slices of 3 mm, the one at the change of spacing 4.5 mm, 7 of 6 mm; pixels of 4 x 4 mm.
-    expected = (9 * 3 + 4.5 + 7 * 6) * 100 * 16 / 1000
-    assert rt_struct.volume_cm3(slab, series.volume.planes) == pytest.approx(expected)
-
-
 def test_our_own_words_fit_their_elements_and_every_character_set():
     series = phantoms.series(Phantom(overrides=JAPANESE))
     model = organs.MODEL.model_copy(update={"name": "Réseau " * 20, "manufacturer": "A\\B " * 40})

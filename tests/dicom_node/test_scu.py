@@ -10,7 +10,7 @@ from dicom_node import scu
 from dicom_node.config import Tls
 from dicom_node.store_status import StoreKind
 from tests import certificates, fault_pacs
-from tests.fault_pacs import destination
+from tests.fault_pacs import destination, store
 from tests.instances import SERIES, STUDY, data_set_bytes, write_instance
 from tests.tools import free_port, needs, running
 
@@ -39,7 +39,7 @@ ANSWERS = {
 
 def test_the_status_on_the_wire_decides(file):
     with fault_pacs.answering(*ANSWERS) as port:
-        outcomes = [scu.store(destination(port), "NODE", file) for _ in ANSWERS]
+        outcomes = [store(destination(port), "NODE", file) for _ in ANSWERS]
     assert {outcome.status: outcome.kind for outcome in outcomes} == ANSWERS
 
 
@@ -106,7 +106,7 @@ def test_each_fault_has_its_outcome_and_its_words_within_the_timeouts(file, faul
     archive, kind, words = FAULTS[fault]
     with archive() as port:
         started = time.monotonic()
-        outcome = scu.store(destination(port), "NODE", file)
+        outcome = store(destination(port), "NODE", file)
         took_s = time.monotonic() - started
     assert (outcome.kind, outcome.status) == (kind, None)
     assert words in outcome.reason
@@ -117,15 +117,26 @@ def test_an_archive_that_stops_reading_does_not_hold_the_sender_for_ever(tmp_pat
     large = write_instance(tmp_path / "large.dcm", payload=bytes(30_000_000))
     with fault_pacs.silent_while_receiving() as port:
         started = time.monotonic()
-        outcome = scu.store(destination(port), "NODE", large)
+        outcome = store(destination(port), "NODE", large)
     assert outcome.kind is StoreKind.TRANSIENT
     assert time.monotonic() - started < PATIENCE_S
 
 
 def test_a_host_name_that_nobody_knows_is_said_so(file):
-    outcome = scu.store(destination(104, host="archive.invalid"), "NODE", file)
+    outcome = store(destination(104, host="archive.invalid"), "NODE", file)
     assert outcome.kind is StoreKind.UNREACHABLE
     assert "archive.invalid cannot be resolved" in outcome.reason
+
+
+def test_the_outcome_is_known_before_the_association_is_released(file):
+    seen = []
+    with fault_pacs.serving(
+        lambda event: 0x0000, on_pdu=lambda event: seen.append(type(event.pdu).__name__)
+    ) as port:
+        with scu.storing(destination(port), "NODE", file) as outcome:
+            assert outcome.kind is StoreKind.STORED
+            assert "A_RELEASE_RQ" not in seen
+        assert seen[-1] == "A_RELEASE_RQ"
 
 
 @given(garbage=st.binary(max_size=400))
@@ -134,7 +145,7 @@ def test_a_file_that_is_no_dicom_is_refused_without_a_call(tmp_path_factory, gar
     file.write_bytes(bytes(128) + b"DICM" + garbage)
     with pytest.raises(scu.NotDicomError):
         scu.identify(file)
-    assert scu.store(destination(1), "NODE", file).kind is StoreKind.REFUSED
+    assert store(destination(1), "NODE", file).kind is StoreKind.REFUSED
 
 
 def test_echo_returns_or_says_what_is_wrong():
@@ -158,12 +169,12 @@ def test_tls_needs_a_certificate_of_our_ca_on_both_sides(tmp_path, file):
     theirs = certificates.make(tmp_path / "theirs")
     received = fault_pacs.Received()
     with fault_pacs.answering(0x0000, received=received, tls=ours) as port:
-        trusted = scu.store(destination(port, tls=ours), "NODE", file)
+        trusted = store(destination(port, tls=ours), "NODE", file)
         strange_ca = Tls(certificate=ours.certificate, key=ours.key, ca=theirs.ca)
-        distrusted = scu.store(destination(port, tls=strange_ca), "NODE", file)
-        without = scu.store(destination(port), "NODE", file)
+        distrusted = store(destination(port, tls=strange_ca), "NODE", file)
+        without = store(destination(port), "NODE", file)
         missing = Tls(certificate=tmp_path / "none.pem", key=ours.key, ca=ours.ca)
-        unusable = scu.store(destination(port, tls=missing), "NODE", file)
+        unusable = store(destination(port, tls=missing), "NODE", file)
     assert trusted.kind is StoreKind.STORED
     assert [data for _, data in received.instances] == [data_set_bytes(file)]
     assert distrusted.kind is StoreKind.UNREACHABLE
@@ -179,7 +190,7 @@ def test_storescp_receives_the_very_bytes(tmp_path, file):
     kept.mkdir()
     arguments = ["storescp", "--bit-preserving", "-aet", "ARCHIVE", "-od", kept, str(port)]
     with running(arguments, tmp_path / "log", port):
-        assert scu.store(destination(port), "NODE", file).kind is StoreKind.STORED
-        assert scu.store(destination(port), "NODE", file).kind is StoreKind.STORED
+        assert store(destination(port), "NODE", file).kind is StoreKind.STORED
+        assert store(destination(port), "NODE", file).kind is StoreKind.STORED
     (received,) = kept.iterdir()
     assert data_set_bytes(received) == data_set_bytes(file)

@@ -190,6 +190,19 @@ def test_a_single_voxel_never_vanishes(peak):
     assert signed_area(contour.points) == pytest.approx(1.0, abs=0.25)
 
 
+def test_parts_far_apart_and_specks_between_them_leave_each_line_as_it_is_alone():
+    upper, lower = (np.pad(disc(radius, 8.2, 7.9, 17), ((0, 40), (0, 0))) for radius in (3.0, 6.0))
+    lower = np.roll(lower, 35, axis=0)
+    both = np.maximum(upper, lower)
+    both[26, 8] = 0.5  # barely inside: its line is an island of a thousandth of a pixel
+    extent = planes(1, *both.shape)
+    alone = [trace(structure_map(part[None]), extent, "smooth", 0.1)[0] for part in (upper, lower)]
+    together = trace(structure_map(both[None]), extent, "smooth", 0.1)
+    assert len(together) == 2
+    for one, same in zip(together, alone, strict=True):
+        np.testing.assert_allclose(one.points, same.points, atol=1e-9)
+
+
 @pytest.mark.parametrize("level", [0.6, 1.0])
 def test_a_structure_cut_by_the_volume_ends_at_the_edge_of_its_last_voxels(level):
     probability = np.full((1, 6, 7), level)

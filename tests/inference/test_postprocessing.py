@@ -61,10 +61,7 @@ def test_components_are_kept_by_number_and_size(rule: dict[str, float], voxels: 
     probability = cube(2, 2, 2, side=10)
     probability[20:24, 20:24, 20:24] = 0.8
     probability[28, 30, 30] = 0.99
-    structure = organ(**rule)
-    assert (
-        finish(structure, (0, 0, 0), probability, planes()) >= structure.postprocessing.threshold
-    ).sum() == voxels
+    assert finish(mapped(organ(**rule), probability), planes()).mask.sum() == voxels
 
 
 def test_a_hole_is_filled_in_its_plane_and_a_bay_stays_open() -> None:
@@ -72,7 +69,9 @@ def test_a_hole_is_filled_in_its_plane_and_a_bay_stays_open() -> None:
     probability[5:17, 9:11, 9:11] = 0.1  # a tunnel through every plane
     probability[5:17, 5:8, 14:16] = 0.1  # a bay that reaches the outside
     for fill, tunnel in ((True, True), (False, False)):
-        mask = finish(organ(fill_holes=fill), (0, 0, 0), probability, planes()) >= 0.5
+        finished = finish(mapped(organ(fill_holes=fill), probability), planes())
+        mask = np.zeros(planes().shape, bool)
+        mask[finished.box] = finished.mask
         assert mask[5:17, 9:11, 9:11].all() == tunnel
         assert not mask[5:17, 5:8, 14:16].any()
 

@@ -140,13 +140,24 @@ def test_a_border_voxel_reaches_half_a_voxel_beyond_its_centre(coordinate: float
     assert held_at_border((block, block, block), (5, 5, 5))[1].item() == pytest.approx(held)
 
 
-def test_interpolation_axis_by_axis_gives_what_voxel_by_voxel_does_also_beyond_the_border() -> None:
+def test_axis_by_axis_gives_what_voxel_by_voxel_does_also_beyond_the_border() -> None:
     rng = np.random.default_rng(5)
-    values = rng.random((7, 6, 9), np.float32)
-    coordinates = (
+    values = rng.integers(-1000, 1000, (7, 6, 9)).astype(np.int16)
+    by_axis = (
         rng.uniform(-2, 8, (11, 1, 1)),
         rng.uniform(-2, 7, (1, 13, 1)),
         rng.uniform(-2, 10, (1, 1, 12)),
     )
-    voxel_by_voxel = linear(values, coordinates, prepare=lambda taken: taken)
-    np.testing.assert_allclose(linear(values, coordinates), voxel_by_voxel, atol=1e-6)
+    slices, rows, columns = np.broadcast_arrays(*by_axis)
+    by_voxel = (slices, rows, columns)
+
+    def clipped(taken: np.ndarray) -> np.ndarray:
+        return np.clip(taken.astype(np.float32), -300, 200)
+
+    np.testing.assert_array_equal(nearest(values, by_axis, -7), nearest(values, by_voxel, -7))
+    np.testing.assert_allclose(linear(values, by_axis), linear(values, by_voxel), rtol=1e-5, atol=1e-3)
+    np.testing.assert_allclose(
+        linear(values, by_axis, clipped), linear(values, by_voxel, clipped), rtol=1e-5, atol=1e-3
+    )
+    # Clipping what is read is not clipping what comes out.
+    assert np.abs(linear(values, by_axis, clipped) - clipped(linear(values, by_axis))).max() > 1
