@@ -98,6 +98,25 @@ def largest_components(mask: Mask, count: int, min_voxels: float, corners: bool 
     return runs.mask(kept[component])
 
 
+def near_largest(mask: Mask, reach_voxels: tuple[float, float, float]) -> Mask:
+    """The mask without the components whose box begins farther from the largest one's along some axis."""
+    runs = _Runs.of(mask)
+    found, component = runs.components(((0, 1), (1, -1), (1, 0), (1, 1)), corners=True)
+    if found < 2:
+        return mask
+    _, rows, columns = runs.shape
+    low = np.full((found, 3), np.iinfo(np.intp).max)
+    high = np.full((found, 3), -1)
+    plane, row = runs.first // (rows * columns), runs.first // columns % rows
+    first = runs.first % columns
+    for axis, (begin, end) in enumerate(((plane, plane), (row, row), (first, first + runs.voxels - 1))):
+        np.minimum.at(low[:, axis], component, begin)
+        np.maximum.at(high[:, axis], component, end)
+    largest = int(np.argmax(np.bincount(component, runs.voxels)))
+    apart = np.maximum(low - high[largest], low[largest] - high)
+    return runs.mask((apart <= reach_voxels).all(axis=1)[component])
+
+
 def plane_holes(mask: Mask) -> Mask:
     """What is enclosed by the mask within its plane: background that does not reach the plane's border."""
     runs = _Runs.of(~mask)

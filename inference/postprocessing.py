@@ -14,7 +14,7 @@ from itertools import combinations
 import numpy as np
 from numpy.typing import NDArray
 
-from inference.morphology import bounds, largest_components, plane_holes, shell, smoothed
+from inference.morphology import bounds, largest_components, near_largest, plane_holes, shell, smoothed
 from inference.segmentation import StructureMap
 from inference.volume import PlaneStack
 from models.card import Postprocessing, Structure
@@ -66,6 +66,9 @@ def propose(
     # The CT's finer grid decides about size in the end; half of it is enough to look at it there.
     smallest = float(rule.min_component_cm3 * 1000 / np.prod(spacing_mm) / 2)
     kept = largest_components(mask, rule.components, smallest)
+    if rule.reach_mm is not None:
+        slices, rows, columns = (rule.reach_mm / step for step in spacing_mm)
+        kept = near_largest(kept, (slices, rows, columns))
     box = bounds(kept, margin=1)
     if box is None:
         return Candidate((0, 0, 0), np.zeros((0, 0, 0), np.float32), None, at_end=False)

@@ -63,13 +63,14 @@ ANATOMY: Mapping[str, Anatomy] = {
     "Brainstem": Anatomy(
         (0.5, 50.0), (-20.0, 90.0), (78, 160, 214), Code(value="119238007", meaning="Brain Stem")
     ),
-    # An early or uncertain cord comes in pieces along the canal: they are all cord.
+    # An early or uncertain cord comes in pieces along the canal: they are all cord. Marrow in an upper arm,
+    # 200 mm to the side, is not.
     "SpinalCord": Anatomy(
         (2.0, 80.0),
         (-50.0, 200.0),
         (240, 200, 60),
         Code(value="2748008", meaning="Spinal cord"),
-        postprocessing=Postprocessing(components=3, min_component_cm3=0.5),
+        postprocessing=Postprocessing(components=3, min_component_cm3=0.5, reach_mm=30),
     ),
     "Parotid_L": Anatomy((4.0, 90.0), (-110.0, 130.0), (86, 180, 110), _PAROTID, "L"),
     "Parotid_R": Anatomy((4.0, 90.0), (-110.0, 130.0), (200, 110, 190), _PAROTID, "R"),
@@ -79,7 +80,7 @@ ANATOMY: Mapping[str, Anatomy] = {
         (300.0, 1600.0),
         (225, 120, 70),
         Code(value="91609006", meaning="Mandible"),
-        postprocessing=Postprocessing(components=2, min_component_cm3=1.0),
+        postprocessing=Postprocessing(components=2, min_component_cm3=1.0, reach_mm=30),
     ),
     # Its air is inside the contour in most clinics, hence the low HU.
     "Larynx": Anatomy((2.0, 85.0), (-420.0, 60.0), (140, 110, 220), Code(value="4596009", meaning="Larynx")),
@@ -88,7 +89,7 @@ ANATOMY: Mapping[str, Anatomy] = {
         (-200.0, 150.0),
         (160, 120, 90),
         Code(value="32849002", meaning="Esophagus"),
-        postprocessing=Postprocessing(components=2, min_component_cm3=0.5),
+        postprocessing=Postprocessing(components=2, min_component_cm3=0.5, reach_mm=30),
     ),
     "Glnd_Submand_L": Anatomy((2.0, 25.0), (-60.0, 150.0), (60, 200, 190), _SUBMANDIBULAR, "L"),
     "Glnd_Submand_R": Anatomy((2.0, 25.0), (-60.0, 150.0), (230, 150, 200), _SUBMANDIBULAR, "R"),

@@ -63,6 +63,8 @@ class Postprocessing(_Described):
     components: Annotated[int, Field(ge=0)] = 1
     """How many of the largest 26-connected components stay; 0 keeps all."""
     min_component_cm3: Annotated[float, Field(ge=0)] = 0.1
+    reach_mm: Annotated[float, Field(gt=0)] | None = None
+    """How far from the largest component's box another one's box may begin; null keeps any distance."""
     fill_holes: bool = True
     smooth_mm: Annotated[float, Field(ge=0)] = 0.0
     """Standard deviation of a Gaussian on the probability map, in mm; 0 leaves it as it is."""

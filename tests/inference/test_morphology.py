@@ -8,7 +8,7 @@ import scipy.ndimage as ndimage
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from inference.morphology import bounds, largest_components, plane_holes
+from inference.morphology import bounds, largest_components, near_largest, plane_holes
 
 SIDES = st.integers(1, 9)
 ALL_NEIGHBOURS = np.ones((3, 3, 3), bool)
@@ -42,6 +42,27 @@ def test_the_largest_components_come_first_and_of_equal_ones_the_first_in_the_ar
     sizes = np.bincount(labels.ravel())[1:]
     largest = 1 + np.argsort(-sizes, kind="stable")[:count]
     np.testing.assert_array_equal(largest_components(mask, count, 1, corners), np.isin(labels, largest))
+
+
+@settings(max_examples=200, deadline=None)
+@given(masks(), st.integers(0, 5), st.integers(0, 5), st.integers(0, 5))
+def test_near_the_largest_component_is_what_begins_within_reach_of_its_box_along_every_axis(
+    mask: np.ndarray, slices: int, rows: int, columns: int
+) -> None:
+    labels, found = ndimage.label(mask, ALL_NEIGHBOURS)
+    boxes = ndimage.find_objects(labels)
+    expected = mask
+    if found:
+        largest = boxes[int(np.argmax(np.bincount(labels.ravel())[1:]))]
+        near = [
+            all(
+                max(one.start - (big.stop - 1), big.start - (one.stop - 1)) <= reach
+                for one, big, reach in zip(box, largest, (slices, rows, columns), strict=True)
+            )
+            for box in boxes
+        ]
+        expected = np.array([False, *near])[labels]
+    np.testing.assert_array_equal(near_largest(mask, (slices, rows, columns)), expected)
 
 
 @settings(max_examples=200, deadline=None)

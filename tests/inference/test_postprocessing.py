@@ -64,6 +64,18 @@ def test_components_are_kept_by_number_and_size(rule: dict[str, float], voxels: 
     assert finish(mapped(organ(**rule), probability), planes()).mask.sum() == voxels
 
 
+def test_a_piece_far_from_the_main_one_is_dropped_however_large() -> None:
+    """An upper arm's marrow looks like a cord; it lies 200 mm to the side of the spine."""
+    probability = np.zeros((60, 40, 80), np.float32)
+    probability[2:40, 18:22, 10:14] = 0.9
+    probability[44:55, 18:22, 12:16] = 0.9  # the same cord, 10 mm further along the spine
+    probability[5:35, 18:22, 70:74] = 0.9
+    rule = Postprocessing(components=0, min_component_cm3=0, reach_mm=30)
+    found = propose(probability, rule, (2.5, 2.0, 2.0))
+    assert (found.probability >= 0.5).sum() == (38 + 11) * 16
+    assert propose(probability, Postprocessing(components=0, min_component_cm3=0), (2.5, 2, 2)).shape[2] > 60
+
+
 def test_a_hole_is_filled_in_its_plane_and_a_bay_stays_open() -> None:
     probability = cube(5, 5, 5)
     probability[5:17, 9:11, 9:11] = 0.1  # a tunnel through every plane
