@@ -32,7 +32,7 @@ class OutsideModelError(InferenceError):
     """The volume is nothing that this model was made for.
 
     Attributes:
-        code: a bounded word: `no_body` or `no_structures`.
+        code: a bounded word: `no_body`, `no_structures` or `not_this_anatomy`.
     """
 
     def __init__(self, code: str, reason: str) -> None:

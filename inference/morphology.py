@@ -98,6 +98,12 @@ def largest_components(mask: Mask, count: int, min_voxels: float, corners: bool 
     return runs.mask(kept[component])
 
 
+def count_components(mask: Mask) -> int:
+    """How many components there are, of voxels that share at least a corner."""
+    found, _ = _Runs.of(mask).components(((0, 1), (1, -1), (1, 0), (1, 1)), corners=True)
+    return found
+
+
 def near_largest(mask: Mask, reach_voxels: tuple[float, float, float]) -> Mask:
     """The mask without the components whose box begins farther from the largest one's along some axis."""
     runs = _Runs.of(mask)

@@ -1,6 +1,6 @@
 """How the network's probabilities become structures that a person can review.
 
-Owns components, holes, smoothing, exclusiveness, confidence and flags, as the model package says.
+Owns components, holes, smoothing, exclusiveness and confidence, as the model package says.
 Speaks float32 probabilities (slices, rows, columns) on the model's grid first, on the CT's in the end.
 Never moves a boundary except by the package's own smoothing.
 """
@@ -20,13 +20,6 @@ from inference.volume import PlaneStack
 from models.card import Postprocessing, Structure
 
 Probability = NDArray[np.float32]
-
-NOT_FOUND = "not_found"
-CUT_BY_FIELD_OF_VIEW = "cut_by_field_of_view"
-CUT_BY_MODEL_EXTENT = "cut_by_model_extent"
-VOLUME_OUT_OF_RANGE = "volume_out_of_range"
-IMPLAUSIBLE_SIDE = "implausible_side"
-FLAGS = (NOT_FOUND, CUT_BY_FIELD_OF_VIEW, CUT_BY_MODEL_EXTENT, VOLUME_OUT_OF_RANGE, IMPLAUSIBLE_SIDE)
 
 
 @dataclass(frozen=True)
@@ -176,7 +169,7 @@ def absent(structure: Structure) -> StructureMap:
         probability=np.zeros((0, 0, 0), np.float32),
         threshold=structure.postprocessing.threshold,
         confidence=None,
-        flags=(NOT_FOUND,),
+        flags=(),
     )
 
 
@@ -184,69 +177,3 @@ def volume_cm3(found: StructureMap, planes: PlaneStack) -> float:
     """Volume of the mask; each plane counts with half the way to its neighbours."""
     thickness_mm = planes.slice_thickness_mm[found.box[0]]
     return float(found.voxels @ thickness_mm) * planes.row_spacing_mm * planes.column_spacing_mm / 1000
-
-
-def flagged(
-    maps: Sequence[StructureMap], planes: PlaneStack, cut_by_model: Sequence[bool]
-) -> list[StructureMap]:
-    """Each map with what a person should look at first.
-
-    Args:
-        maps: one a structure.
-        planes: the CT's.
-        cut_by_model: for each map, whether it ends where the model's extent does and the body goes on.
-    """
-    wrong_side = _on_the_wrong_side(maps, planes)
-    return [
-        replace(found, flags=_flags(found, planes, cut, wrong=found.structure.name in wrong_side))
-        for found, cut in zip(maps, cut_by_model, strict=True)
-    ]
-
-
-def _flags(found: StructureMap, planes: PlaneStack, cut_by_model: bool, wrong: bool) -> tuple[str, ...]:
-    box = bounds(found.mask)
-    if box is None:
-        return (NOT_FOUND,)
-    cut_by_view = any(
-        origin + side.start == 0 or origin + side.stop == extent
-        for origin, side, extent in zip(found.start, box, planes.shape, strict=True)
-    )
-    low, high = found.structure.volume_cm3
-    volume = volume_cm3(found, planes)
-    # Of a structure that is cut, no one can say that it is too small.
-    too_small = volume < low and not (cut_by_view or cut_by_model)
-    raised = {
-        CUT_BY_FIELD_OF_VIEW: cut_by_view,
-        CUT_BY_MODEL_EXTENT: cut_by_model,
-        VOLUME_OUT_OF_RANGE: too_small or volume > high,
-        IMPLAUSIBLE_SIDE: wrong,
-    }
-    return tuple(flag for flag in FLAGS if raised.get(flag))
-
-
-def _on_the_wrong_side(maps: Sequence[StructureMap], planes: PlaneStack) -> set[str]:
-    """Names of pairs whose left one does not lie to the patient's left (LPS +x) of the right one."""
-    lateral = [found for found in maps if found.structure.laterality and found.probability.size]
-    wrong: set[str] = set()
-    for one, other in combinations(lateral, 2):
-        sides = {one.structure.laterality: one, other.structure.laterality: other}
-        if one.structure.code == other.structure.code and len(sides) == 2:
-            left, right = _centroid_mm(sides["L"], planes), _centroid_mm(sides["R"], planes)
-            if left[0] <= right[0]:
-                wrong |= {one.structure.name, other.structure.name}
-    return wrong
-
-
-def _centroid_mm(found: StructureMap, planes: PlaneStack) -> NDArray[np.float64]:
-    """(x, y, z) LPS."""
-    slices, rows, columns = (
-        np.count_nonzero(found.mask, axis=others) / np.count_nonzero(found.mask)
-        for others in ((1, 2), (0, 2), (0, 1))
-    )
-    in_slices, in_rows, in_columns = found.box
-    centre: NDArray[np.float64] = (
-        slices @ planes.origins_mm[in_slices]
-        + rows @ np.arange(in_rows.start, in_rows.stop) * planes.row_step_mm
-        + columns @ np.arange(in_columns.start, in_columns.stop) * planes.column_step_mm
-    )
-    return centre

@@ -13,8 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inference.body import Framed, frame
-from inference.errors import InferenceFailedError, OutsideModelError
-from inference.postprocessing import Candidate, absent, exclusive, finish, flagged, propose, trimmed
+from inference.errors import InferenceFailedError
+from inference.plausibility import judged
+from inference.postprocessing import Candidate, absent, exclusive, finish, propose, trimmed
 from inference.resampling import ct_box, held_at_border, linear, model_coordinates
 from inference.segmentation import Segmentation, StructureMap
 from inference.session import Device, Session
@@ -70,7 +71,8 @@ class Segmenter:
         """Every structure of the model on the CT's own grid.
 
         Raises:
-            OutsideModelError: `no_body` or `no_structures`: nothing that this model was made for.
+            OutsideModelError: `no_body`, `no_structures` or `not_this_anatomy`: nothing that this model
+                was made for.
             InferenceFailedError: the forward pass failed.
         """
         began = time.perf_counter()
@@ -98,12 +100,8 @@ class Segmenter:
             for structure, candidate in zip(self._model.structures, candidates, strict=True)
         ]
         maps = [trimmed(found) for found in exclusive(maps)]
-        if not any(found.probability.size for found in maps):
-            names = ", ".join(structure.name for structure in self._model.structures)
-            raise OutsideModelError(
-                "no_structures", f"the model {self._model.name} found none of its structures ({names})"
-            )
-        return flagged(maps, planes, [framed.cut and candidate.at_end for candidate in candidates])
+        cut = [framed.cut and candidate.at_end for candidate in candidates]
+        return judged(maps, planes, cut, self._model)
 
 
 def _back_on_ct(

@@ -70,6 +70,15 @@ class Postprocessing(_Described):
     """Standard deviation of a Gaussian on the probability map, in mm; 0 leaves it as it is."""
 
 
+class Neighbour(_Described):
+    """Where another structure lies from this one: its centroid less this one's, LPS (x, y, z) in mm."""
+
+    name: str
+    offset_mm: tuple[float, float, float]
+    tolerance_mm: tuple[Positive, Positive, Positive]
+    """How far from there it may be, as the training data had it, with a margin."""
+
+
 class Structure(_Described):
     """One organ that the model draws."""
 
@@ -83,6 +92,9 @@ class Structure(_Described):
     volume_cm3: tuple[Positive, Positive]
     """The range that the training data spans, with a margin; outside it the ROI is flagged."""
     postprocessing: Postprocessing = Postprocessing()
+    neighbours: tuple[Neighbour, ...] = ()
+    least_confidence: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Below it the ROI is flagged."""
 
 
 class ModelDescription(_Described):
@@ -99,6 +111,11 @@ class ModelDescription(_Described):
     """Whom the training data's licences ask to name; travels with the weights."""
     input: Input
     structures: tuple[Structure, ...]
+    largest_side_ratio: Annotated[float, Field(ge=1)] = 3.0
+    """Of the volumes of a left and a right organ, the larger to the smaller; above it both are flagged."""
+    least_in_place: Annotated[int, Field(ge=0)] = 0
+    """So many structures must have a plausible volume and lie where their neighbours say; with fewer this
+    is not the anatomy that the model was made for. 0 asks nothing."""
 
 
 class ModelPackageError(Exception):

@@ -1,29 +1,24 @@
 """From a training's checkpoint to a model package that the node can use.
 
-Owns model.yaml: what the network expects and draws, and the volumes that are no reason to look twice.
-Speaks file paths in, a folder `models/packages/NAME` out; volumes in cm3 of the patient's own grid.
+Owns model.yaml: what the network expects and draws, with what is plausible of it.
+Speaks file paths in, a folder `models/packages/NAME` out.
 Never writes a package whose network answers otherwise than the one that was trained.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
-import numpy as np
 import torch
 import yaml
 
 from models.anatomy import ANATOMY
-from models.archives.layouts import open_archive
-from models.archives.patients import Patient
 from models.card import Input, ModelDescription, Structure, read_package, sha256_of
 from models.onnx_graph import Probabilities, write_onnx
+from models.plausible import Plausible, measure
 from models.training.anatomynet import AnatomyNet
 from models.training.config import TrainingConfig, read_config
-
-_ENOUGH = 5
-"""So many whole organs say more about volumes than many cut ones."""
 
 
 def load_average(checkpoint: Path, config: TrainingConfig) -> AnatomyNet:
@@ -34,44 +29,8 @@ def load_average(checkpoint: Path, config: TrainingConfig) -> AnatomyNet:
     return network.eval()
 
 
-def volume_ranges(config: TrainingConfig, data: Path | None) -> dict[str, tuple[float, float]]:
-    """Per structure the volumes in cm3 that are no reason to look twice.
-
-    Measured: 2nd and 98th percentile of the training patients whose scan does not cut the organ, widened by
-    a quarter; of all where fewer than `_ENOUGH` are whole. Without the data: the bounds that training
-    itself accepts.
-    """
-    if data is None:
-        return {name: ANATOMY[name].volume_cm3 for name in config.structures}
-    whole: dict[str, list[float]] = {name: [] for name in config.structures}
-    drawn: dict[str, list[float]] = {name: [] for name in config.structures}
-    archive = open_archive(data, config.roi_names)
-    for patient in (archive.read(name, config.structures) for name in archive.names()):
-        for label in np.flatnonzero(patient.annotated[1:]) + 1:
-            name = config.structures[label - 1]
-            volume_cm3, is_cut = _volume(patient, int(label))
-            drawn[name].append(volume_cm3)
-            if not is_cut:
-                whole[name].append(volume_cm3)
-    return {
-        name: _widened(whole[name] if len(whole[name]) >= _ENOUGH else drawn[name])
-        for name in config.structures
-    }
-
-
-def _volume(patient: Patient, label: int) -> tuple[float, bool]:
-    """Cubic centimetres, and whether the first or the last slice cuts the organ."""
-    mask = patient.labels == label
-    return float(mask.sum() * patient.spacing_mm.prod() / 1000), bool(mask[0].any() or mask[-1].any())
-
-
-def _widened(volumes: Sequence[float]) -> tuple[float, float]:
-    low, high = np.percentile(volumes, (2, 98))
-    return round(float(low) * 0.75, 1), round(float(high) * 1.25, 1)
-
-
 def describe(
-    config: TrainingConfig, name: str, version: str, sha256: str, ranges: Mapping[str, tuple[float, float]]
+    config: TrainingConfig, name: str, version: str, sha256: str, measured: Mapping[str, Plausible]
 ) -> ModelDescription:
     """The package's description, of the structures that it draws."""
     published = config.published
@@ -96,11 +55,13 @@ def describe(
                 color=ANATOMY[structure].color,
                 code=ANATOMY[structure].code,
                 laterality=ANATOMY[structure].laterality,
-                volume_cm3=ranges[structure],
+                volume_cm3=measured[structure].volume_cm3,
                 postprocessing=ANATOMY[structure].postprocessing,
+                neighbours=measured[structure].neighbours,
             )
             for channel, structure in enumerate(config.drawn, start=1)
         ),
+        least_in_place=published.least_in_place,
     )
 
 
@@ -117,7 +78,7 @@ def export_package(
     Args:
         checkpoint: of `models.training.trainer.train`; the averaged weights are taken.
         config: the training's configuration.
-        data: the training patients, to measure volumes on; None takes training's own bounds.
+        data: the training patients, to measure volumes and places on; None takes training's own bounds.
         output: the package's folder, made where it is missing.
         version: of the model; another whenever the weights are.
         half: whether the convolutions run in float16, for GPUs.
@@ -132,7 +93,7 @@ def export_package(
     channels = [0, *(1 + training.structures.index(name) for name in training.drawn)]
     probabilities = Probabilities(load_average(checkpoint, training), channels, half).eval()
     write_onnx(probabilities, onnx, training.network.multiple_of)
-    described = describe(training, output.name, version, sha256_of(onnx), volume_ranges(training, data))
+    described = describe(training, output.name, version, sha256_of(onnx), measure(training, data))
     content = yaml.safe_dump(
         described.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=110
     )

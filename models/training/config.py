@@ -79,6 +79,7 @@ class Published:
         manufacturer: who answers for the model.
         attributions: whom the training data's licences ask to name.
         max_extent_mm: the largest body that the network is shown (slices, rows, columns); more is cut off.
+        least_in_place: so many structures must be of plausible volume and in place, or the series is refused.
         kept_back: structures that were trained, and why the package does not draw them.
         never_trained: structures that a reader will look for in vain, and why.
     """
@@ -88,6 +89,7 @@ class Published:
     licence: str = "Apache-2.0"
     attributions: tuple[str, ...] = ()
     max_extent_mm: tuple[_Positive, _Positive, _Positive] = (400.0, 320.0, 512.0)
+    least_in_place: Annotated[int, Field(ge=0)] = 0
     kept_back: dict[str, str] = Field(default_factory=dict)
     never_trained: dict[str, str] = Field(default_factory=dict)
 

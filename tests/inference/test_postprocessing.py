@@ -5,45 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from inference.postprocessing import absent, exclusive, finish, flagged, propose, trimmed, volume_cm3
-from inference.segmentation import StructureMap
+from inference.postprocessing import exclusive, finish, propose, trimmed, volume_cm3
 from inference.volume import PlaneStack
-from models.card import Code, Postprocessing, Structure
-
-GLAND = Code(value="45289007", meaning="Parotid gland")
-LIMITS = (1.0, 40.0)
-
-
-def planes(slices: int = 30, spacing_mm: float = 1.0) -> PlaneStack:
-    origins = np.zeros((slices, 3))
-    origins[:, 2] = spacing_mm * np.arange(slices)
-    return PlaneStack(origins, np.array([1.0, 0, 0]), np.array([0, 1.0, 0]), 1.0, 1.0, 40, 40)
-
-
-def organ(name: str = "Organ", **rule: object) -> Structure:
-    side = {"L": "L", "R": "R"}.get(name[-1])
-    return Structure(
-        name=name,
-        channel=1,
-        color=(1, 2, 3),
-        code=GLAND,
-        laterality=side,
-        volume_cm3=LIMITS,
-        postprocessing=Postprocessing.model_validate(rule),
-    )
-
-
-def cube(*corner: int, side: int = 12, value: float = 0.9) -> np.ndarray:
-    probability = np.full((30, 40, 40), 0.05, np.float32)
-    z, y, x = corner
-    probability[z : z + side, y : y + side, x : x + side] = value
-    return probability
-
-
-def mapped(
-    structure: Structure, probability: np.ndarray, start: tuple[int, int, int] = (0, 0, 0)
-) -> StructureMap:
-    return StructureMap(structure, start, probability, structure.postprocessing.threshold, 0.9, ())
+from models.card import Postprocessing
+from tests.inference.blocks import cube, mapped, organ, planes
 
 
 @pytest.mark.parametrize(
@@ -130,36 +95,6 @@ def test_no_voxel_belongs_to_two_structures_and_the_more_probable_one_keeps_it()
         both[found.box] += found.mask
     assert both.max() == 1
     assert both.sum() == (12**3 * 2 - 10**3)
-
-
-@pytest.mark.parametrize(
-    ("probability", "cut_by_model", "flags"),
-    [
-        (cube(8, 8, 8), False, ()),
-        (cube(0, 8, 8), False, ("cut_by_field_of_view",)),
-        (cube(18, 8, 8), False, ("cut_by_field_of_view",)),
-        (cube(8, 8, 28), False, ("cut_by_field_of_view",)),
-        (cube(8, 8, 8, side=5), False, ("volume_out_of_range",)),
-        (cube(0, 8, 8, side=5), False, ("cut_by_field_of_view",)),
-        (cube(8, 8, 8, side=5), True, ("cut_by_model_extent",)),
-        (np.full((30, 40, 40), 0.9, np.float32), False, ("cut_by_field_of_view", "volume_out_of_range")),
-        (np.zeros((30, 40, 40), np.float32), False, ("not_found",)),
-    ],
-)
-def test_flags_say_what_to_look_at(
-    probability: np.ndarray, cut_by_model: bool, flags: tuple[str, ...]
-) -> None:
-    (found,) = flagged([trimmed(mapped(organ(), probability))], planes(), [cut_by_model])
-    assert found.flags == flags
-
-
-def test_a_left_organ_on_the_patients_right_is_flagged_with_its_partner() -> None:
-    left, right = organ("Gland_L"), organ("Gland_R")
-    for left_column, right_column, flags in ((25, 3, ()), (3, 25, ("implausible_side",))):
-        maps = [mapped(left, cube(8, 8, left_column)), mapped(right, cube(8, 8, right_column))]
-        assert [found.flags for found in flagged(maps, planes(), [False, False])] == [flags, flags]
-    alone = flagged([mapped(left, cube(8, 8, 3)), absent(right)], planes(), [False, False])
-    assert [found.flags for found in alone] == [(), ("not_found",)]
 
 
 def test_a_trimmed_box_has_one_voxel_of_margin_within_the_volume() -> None:

@@ -124,30 +124,3 @@ def test_half_precision_is_another_file_with_nearly_the_same_answers(
     np.testing.assert_allclose(half, full, atol=onnx_graph.LARGEST_HALF_DIFFERENCE)
     assert half.dtype == np.float32
     assert not np.array_equal(half, full)
-
-
-def _write_glands(folder: Path, sides: tuple[int, ...], at_end: bool) -> None:
-    """Patients with a gland of `side` x 10 x 10 voxels, whole or cut by the first slice."""
-    hu = np.full((30, 40, 40), 40, np.int16)
-    for index, side in enumerate(sides):
-        mask = np.zeros(hu.shape, bool)
-        first = 0 if at_end else 5
-        mask[first : first + side, 5:15, 5:15] = True
-        np.savez(
-            folder / f"p{at_end:d}{index}.npz",
-            ct_hu=hu,
-            spacing_mm=np.array([2.0, 3.0, 3.0]),
-            **{"clinical/Parotid_L": mask},
-        )
-
-
-def test_volumes_are_measured_on_the_patients_whose_organ_is_whole(tmp_path: Path) -> None:
-    _write_glands(tmp_path, (10, 11, 12, 11, 10), at_end=False)
-    _write_glands(tmp_path, (3, 4), at_end=True)
-    (tmp_path / "config.yaml").write_text(
-        yaml.safe_dump({**CONFIG, "structures": ["Parotid_L"], "published": {}})
-    )
-    ranges = export.volume_ranges(read_config(tmp_path / "config.yaml"), tmp_path)
-    low, high = ranges["Parotid_L"]
-    assert low == pytest.approx(0.75 * 18.0, abs=0.2)  # 1000 voxels of 18 mm3, less a quarter
-    assert high == pytest.approx(1.25 * 21.6, abs=0.2)
