@@ -43,7 +43,7 @@ class Plausible:
 
 @dataclass(frozen=True)
 class _Organ:
-    """One organ of one patient: is the first or last slice within it, and its centroid (x, y, z) in LPS mm."""
+    """One organ of one patient: whether the scan cuts it, and its centroid (x, y, z) in LPS mm."""
 
     volume_cm3: float
     is_cut: bool
