@@ -373,12 +373,16 @@ def models_export(
         str, typer.Option("--model-version", help="Another whenever the weights are.")
     ] = "0.1.0",
     half: Annotated[bool, typer.Option("--half", help="Convolutions in float16, for GPUs.")] = False,
+    held_out: Annotated[
+        Path | None,
+        typer.Option("--held-out", help="cross_validation.csv, for thresholds and confidence.", exists=True),
+    ] = None,
 ) -> None:
     """Make a model package from a checkpoint (extra `train`)."""
     _need_torch()
     from models import export
 
-    described = export.export_package(checkpoint, configuration, data, package, version, half)
+    described = export.export_package(checkpoint, configuration, data, package, version, half, held_out)
     typer.echo(f"{package}: {described.name} {described.version}, sha256 {described.sha256}")
 
 

@@ -418,7 +418,7 @@ def _coded(code: Code) -> Dataset:
 
 def _remarks(found: StructureMap) -> str:
     """What a person should know before believing a structure."""
-    confidence = "" if found.confidence is None else f"Boundary confidence {found.confidence:.2f}. "
+    confidence = "" if found.confidence is None else f"Confidence {found.confidence:.2f}. "
     flags = f"Look closely: {', '.join(found.flags)}. " if found.flags else ""
     return _text(f"{flags}{confidence}Automatic, not reviewed.", 1024)
 

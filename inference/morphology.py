@@ -1,4 +1,4 @@
-"""Shapes in voxels: components, holes, shells and smoothing; the door to SciPy.
+"""Shapes in voxels: components, holes and smoothing; the door to SciPy.
 
 Owns what is done to a mask or a probability map on one grid.
 Speaks arrays (slices, rows, columns); distances in voxels.
@@ -158,11 +158,6 @@ def _shifted(axis: int) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
     ahead, behind = list(whole), list(whole)
     ahead[axis], behind[axis] = slice(1, None), slice(None, -1)
     return tuple(ahead), tuple(behind)
-
-
-def shell(mask: Mask) -> Mask:
-    """The voxels on both sides of the mask's boundary, one deep."""
-    return grown(mask, 1) & ~shrunk(mask, 1)
 
 
 def bounds(mask: Mask, margin: int = 0) -> tuple[slice, slice, slice] | None:

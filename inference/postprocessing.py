@@ -1,6 +1,6 @@
 """How the network's probabilities become structures that a person can review.
 
-Owns components, holes, smoothing, exclusiveness and confidence, as the model package says.
+Owns components, holes, smoothing and exclusiveness, as the model package says.
 Speaks float32 probabilities (slices, rows, columns) on the model's grid first, on the CT's in the end.
 Never moves a boundary except by the package's own smoothing.
 """
@@ -14,8 +14,9 @@ from itertools import combinations
 import numpy as np
 from numpy.typing import NDArray
 
-from inference.morphology import bounds, largest_components, near_largest, plane_holes, shell, smoothed
-from inference.segmentation import StructureMap
+from inference.confidence import sureness
+from inference.morphology import bounds, largest_components, near_largest, plane_holes, smoothed
+from inference.segmentation import Box, StructureMap
 from inference.volume import PlaneStack
 from models.card import Postprocessing, Structure
 
@@ -29,13 +30,13 @@ class Candidate:
     Attributes:
         start: model grid index of the box's first voxel.
         probability: the box, zero where a component was removed; empty where nothing is left.
-        confidence: see `boundary_confidence`; None where empty.
+        sureness: see `inference.confidence.sureness`; None where empty.
         at_end: whether it reaches the first or last voxel of the grid along some axis.
     """
 
     start: tuple[int, int, int]
     probability: Probability
-    confidence: float | None
+    sureness: float | None
     at_end: bool
 
     @property
@@ -43,6 +44,14 @@ class Candidate:
         """Voxels of the box."""
         slices, rows, columns = self.probability.shape
         return slices, rows, columns
+
+    @property
+    def box(self) -> Box:
+        """Where it lies in the model's grid."""
+        first, second, third = (
+            slice(start, start + extent) for start, extent in zip(self.start, self.shape, strict=True)
+        )
+        return first, second, third
 
 
 def propose(
@@ -71,24 +80,7 @@ def propose(
     at_end = any(
         side.start == 0 or side.stop == extent for side, extent in zip(tight, probability.shape, strict=True)
     )
-    confidence = boundary_confidence(probability, kept, box, rule.threshold)
-    return Candidate((box[0].start, box[1].start, box[2].start), inner, confidence, at_end)
-
-
-def boundary_confidence(
-    probability: Probability, mask: NDArray[np.bool_], box: tuple[slice, slice, slice], threshold: float
-) -> float:
-    """How far, on average, the network is from indifference in the two voxel layers at the boundary.
-
-    The mean over the shell of |p - threshold| scaled by its largest possible value on that side: 1 where the
-    probability jumps from 0 to 1 between neighbouring voxels, near 0 where it hesitates over a wide band.
-    It says how sharp the network's own edge is, not how probable it is that the edge is right.
-    """
-    around = shell(mask[box])
-    values = probability[box][around]
-    inside = mask[box][around]
-    distance = np.where(inside, (values - threshold) / (1 - threshold), (threshold - values) / threshold)
-    return round(float(np.clip(distance, 0, 1).mean()), 3)
+    return Candidate((box[0].start, box[1].start, box[2].start), inner, sureness(inner, kept[box]), at_end)
 
 
 def finish(found: StructureMap, planes: PlaneStack) -> StructureMap:

@@ -30,7 +30,7 @@ class StructureMap:
             a component, at least the threshold where it filled a hole. The box has a margin of at
             least one voxel below the threshold on each side that is not the volume's own border.
         threshold: a voxel belongs to the structure where `probability >= threshold`.
-        confidence: 0..1, how sure the network is of the boundary (1 is sharp); None where empty.
+        confidence: 0..1, the Dice to be expected (see `inference.confidence`); None where empty.
         flags: bounded words for a person, such as `cut_by_field_of_view`, `volume_out_of_range`, `not_found`.
     """
 

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inference.body import Framed, frame
+from inference.confidence import confidences
 from inference.errors import InferenceFailedError
 from inference.plausibility import judged
 from inference.postprocessing import Candidate, absent, exclusive, finish, propose, trimmed
@@ -95,8 +96,11 @@ class Segmenter:
             propose(probabilities[structure.channel], structure.postprocessing, framed.grid.spacing_mm)
             for structure in self._model.structures
         ]
+        found = zip(self._model.structures, candidates, strict=True)
+        sure = {one.name: candidate.sureness for one, candidate in found if candidate.sureness is not None}
+        trust = confidences(sure, self._model.calibrations)
         maps = [
-            _back_on_ct(structure, candidate, framed, planes)
+            _back_on_ct(structure, candidate, trust.get(structure.name), framed, planes)
             for structure, candidate in zip(self._model.structures, candidates, strict=True)
         ]
         maps = [trimmed(found) for found in exclusive(maps)]
@@ -105,10 +109,14 @@ class Segmenter:
 
 
 def _back_on_ct(
-    structure: Structure, candidate: Candidate, framed: Framed, planes: PlaneStack
+    structure: Structure,
+    candidate: Candidate,
+    confidence: float | None,
+    framed: Framed,
+    planes: PlaneStack,
 ) -> StructureMap:
     """Interpolate one structure's probabilities within its own box of the CT."""
-    if candidate.confidence is None:
+    if confidence is None:
         return absent(structure)
     grid = framed.grid.box(candidate.start, candidate.shape)
     start, shape = ct_box(grid, planes)
@@ -118,7 +126,7 @@ def _back_on_ct(
         start=start,
         probability=linear(candidate.probability, coordinates),
         threshold=structure.postprocessing.threshold,
-        confidence=candidate.confidence,
+        confidence=confidence,
         flags=(),
     )
     return finish(found, planes)

@@ -79,6 +79,20 @@ class Neighbour(_Described):
     """How far from there it may be, as the training data had it, with a margin."""
 
 
+class Calibration(_Described):
+    """How a network's sureness becomes the Dice to be expected, measured on patients it was not taught on.
+
+    Dice = dice_mean + own * z + others * (mean z of the patient's other structures), where z is the distance
+    of the sureness from `sureness_mean` in units of `sureness_sd`.
+    """
+
+    sureness_mean: float
+    sureness_sd: Positive
+    dice_mean: float
+    own: float
+    others: float
+
+
 class Structure(_Described):
     """One organ that the model draws."""
 
@@ -93,6 +107,7 @@ class Structure(_Described):
     """The range that the training data spans, with a margin; outside it the ROI is flagged."""
     postprocessing: Postprocessing = Postprocessing()
     neighbours: tuple[Neighbour, ...] = ()
+    calibration: Calibration | None = None
     least_confidence: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Below it the ROI is flagged."""
 
@@ -116,6 +131,11 @@ class ModelDescription(_Described):
     least_in_place: Annotated[int, Field(ge=0)] = 0
     """So many structures must have a plausible volume and lie where their neighbours say; with fewer this
     is not the anatomy that the model was made for. 0 asks nothing."""
+
+    @property
+    def calibrations(self) -> dict[str, Calibration]:
+        """By structure, of those that have one."""
+        return {one.name: one.calibration for one in self.structures if one.calibration is not None}
 
 
 class ModelPackageError(Exception):

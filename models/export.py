@@ -18,7 +18,9 @@ from models.card import Input, ModelDescription, Structure, read_package, sha256
 from models.onnx_graph import Probabilities, write_onnx
 from models.plausible import Plausible, measure
 from models.training.anatomynet import AnatomyNet
+from models.training.calibration import Trust, calibrate
 from models.training.config import TrainingConfig, read_config
+from models.training.held_out import read_scores
 
 
 def load_average(checkpoint: Path, config: TrainingConfig) -> AnatomyNet:
@@ -30,7 +32,12 @@ def load_average(checkpoint: Path, config: TrainingConfig) -> AnatomyNet:
 
 
 def describe(
-    config: TrainingConfig, name: str, version: str, sha256: str, measured: Mapping[str, Plausible]
+    config: TrainingConfig,
+    name: str,
+    version: str,
+    sha256: str,
+    measured: Mapping[str, Plausible],
+    trusts: Mapping[str, Trust],
 ) -> ModelDescription:
     """The package's description, of the structures that it draws."""
     published = config.published
@@ -49,19 +56,33 @@ def describe(
             max_extent_mm=published.max_extent_mm,
         ),
         structures=tuple(
-            Structure(
-                name=structure,
-                channel=channel,
-                color=ANATOMY[structure].color,
-                code=ANATOMY[structure].code,
-                laterality=ANATOMY[structure].laterality,
-                volume_cm3=measured[structure].volume_cm3,
-                postprocessing=ANATOMY[structure].postprocessing,
-                neighbours=measured[structure].neighbours,
-            )
+            _structure(structure, channel, measured[structure], trusts.get(structure))
             for channel, structure in enumerate(config.drawn, start=1)
         ),
         least_in_place=published.least_in_place,
+    )
+
+
+def _structure(name: str, channel: int, plausible: Plausible, trust: Trust | None) -> Structure:
+    organ = ANATOMY[name]
+    described = Structure(
+        name=name,
+        channel=channel,
+        color=organ.color,
+        code=organ.code,
+        laterality=organ.laterality,
+        volume_cm3=plausible.volume_cm3,
+        postprocessing=organ.postprocessing,
+        neighbours=plausible.neighbours,
+    )
+    if trust is None:
+        return described
+    return described.model_copy(
+        update={
+            "postprocessing": organ.postprocessing.model_copy(update={"threshold": trust.threshold}),
+            "calibration": trust.calibration,
+            "least_confidence": trust.least_confidence,
+        }
     )
 
 
@@ -72,6 +93,7 @@ def export_package(
     output: Path,
     version: str = "0.1.0",
     half: bool = False,
+    held_out: Path | None = None,
 ) -> ModelDescription:
     """Write `model.onnx` and `model.yaml` into `output`; its name becomes the model's.
 
@@ -82,6 +104,8 @@ def export_package(
         output: the package's folder, made where it is missing.
         version: of the model; another whenever the weights are.
         half: whether the convolutions run in float16, for GPUs.
+        held_out: `cross_validation.csv`, for thresholds and confidence; None takes the usual threshold and
+            states the network's own sureness as confidence.
 
     Raises:
         ValueError: the network in the file differs from the trained one.
@@ -93,7 +117,8 @@ def export_package(
     channels = [0, *(1 + training.structures.index(name) for name in training.drawn)]
     probabilities = Probabilities(load_average(checkpoint, training), channels, half).eval()
     write_onnx(probabilities, onnx, training.network.multiple_of)
-    described = describe(training, output.name, version, sha256_of(onnx), measure(training, data))
+    trusts = {} if held_out is None else calibrate(read_scores(held_out))
+    described = describe(training, output.name, version, sha256_of(onnx), measure(training, data), trusts)
     content = yaml.safe_dump(
         described.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=110
     )

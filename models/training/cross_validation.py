@@ -7,20 +7,16 @@ Never looks at validation patients.
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from scipy.stats import spearmanr
 
 from models.export import load_average
 from models.training.config import Folds, TrainingConfig
-from models.training.held_out import HeldOutScore, judge
+from models.training.held_out import THRESHOLDS, HeldOutScore, judge, write_scores
 from models.training.trainer import read_patients, train
-
-_COLUMNS = ("patient", "structure", "dice", "confidence")
 
 
 def cross_validate(
@@ -46,56 +42,31 @@ def cross_validate(
         checkpoint = train(one, data, output / f"fold_{fold}", start_from, report)
         network = load_average(checkpoint, one)
         watched = read_patients(one, data).watched
-        scores += judge(network, one.view, one.network.multiple_of, watched)
+        scores += judge(network, one.view, one.network.multiple_of, watched, THRESHOLDS)
         write_scores(output / "cross_validation.csv", scores)
         (output / "CROSS_VALIDATION.md").write_text(table(one.structures, scores), encoding="utf-8")
     return output / "cross_validation.csv"
 
 
 def table(structures: Sequence[str], scores: Sequence[HeldOutScore]) -> str:
-    """Dice by structure, and how well the network's own confidence ranks it, as Markdown."""
+    """Dice by structure, at the usual threshold and at the best one, as Markdown."""
     lines = [
         "# Cross-validation",
         "",
         "Each patient by a network that was not taught on him. Dice on the model's grid, after the product's",
-        "postprocessing; rank correlation (Spearman) of the network's own confidence with it.",
+        "postprocessing.",
         "",
-        "| structure | patients | Dice mean | sd | median | lowest | rank correlation |",
-        "|---|---|---|---|---|---|---|",
+        "| structure | patients | Dice mean | sd | median | lowest | best threshold | Dice there |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for name in structures:
         mine = [score for score in scores if score.structure == name]
         if mine:
             dice = np.array([score.dice for score in mine])
+            best = {each: float(np.mean([score.at[each].dice for score in mine])) for each in THRESHOLDS}
+            threshold = max(best, key=lambda each: best[each])
             lines.append(
                 f"| {name} | {len(mine)} | {dice.mean():.3f} | {dice.std():.3f} | {np.median(dice):.3f} "
-                f"| {dice.min():.3f} | {rank_correlation(mine):.2f} |"
+                f"| {dice.min():.3f} | {threshold:g} | {best[threshold]:.3f} |"
             )
-    lines += ["", f"All structures together: rank correlation {rank_correlation(scores):.2f}."]
     return "\n".join(lines) + "\n"
-
-
-def rank_correlation(scores: Sequence[HeldOutScore]) -> float:
-    """Spearman's, of confidence and Dice; NaN for fewer than three, or where one of them never changes."""
-    confidence, dice = [one.confidence for one in scores], [one.dice for one in scores]
-    if len(scores) < 3 or len(set(confidence)) == 1 or len(set(dice)) == 1:
-        return float("nan")
-    return float(spearmanr(confidence, dice).statistic)
-
-
-def write_scores(path: Path, scores: Iterable[HeldOutScore]) -> None:
-    """A row a structure of a patient."""
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(_COLUMNS)
-        for one in scores:
-            writer.writerow((one.patient, one.structure, f"{one.dice:.4f}", f"{one.confidence:.4f}"))
-
-
-def read_scores(path: Path) -> list[HeldOutScore]:
-    """What `write_scores` wrote."""
-    with path.open(newline="", encoding="utf-8") as file:
-        return [
-            HeldOutScore(row["patient"], row["structure"], float(row["dice"]), float(row["confidence"]))
-            for row in csv.DictReader(file)
-        ]

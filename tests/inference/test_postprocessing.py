@@ -73,18 +73,6 @@ def test_smoothing_is_in_millimetres() -> None:
     assert spread[0] < spread[1] < spread[2]
 
 
-def test_confidence_is_one_at_a_sharp_edge_and_low_at_a_vague_one() -> None:
-    rule = Postprocessing(min_component_cm3=0)
-    confidences = []
-    for inside, outside in ((1.0, 0.0), (0.8, 0.2), (0.52, 0.48)):
-        probability = np.full((20, 20, 20), outside, np.float32)
-        probability[5:15, 5:15, 5:15] = inside
-        confidence = propose(probability, rule, (1.0, 1.0, 1.0)).confidence
-        assert confidence is not None
-        confidences.append(confidence)
-    assert confidences == pytest.approx([1.0, 0.6, 0.04], abs=0.01)
-
-
 def test_no_voxel_belongs_to_two_structures_and_the_more_probable_one_keeps_it() -> None:
     first = mapped(organ("A", threshold=0.3), cube(5, 5, 5, value=0.6))
     second = mapped(organ("B", threshold=0.3), cube(0, 0, 0, value=0.8)[:20, :20, :20], start=(3, 3, 3))

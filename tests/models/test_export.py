@@ -14,8 +14,11 @@ pytest.importorskip("onnxscript", reason="needs the extra [train]")
 from inference.session import Session  # noqa: E402
 from models import export, onnx_graph  # noqa: E402
 from models.card import ModelDescription, read_package  # noqa: E402
+from models.plausible import Plausible  # noqa: E402
 from models.training.anatomynet import AnatomyNet, Architecture  # noqa: E402
+from models.training.calibration import calibrate  # noqa: E402
 from models.training.config import read_config  # noqa: E402
+from models.training.held_out import THRESHOLDS, HeldOutScore, Judged, read_scores, write_scores  # noqa: E402
 
 CONFIG = {
     "structures": ["Brainstem", "Eye_L", "Parotid_L"],
@@ -124,3 +127,21 @@ def test_half_precision_is_another_file_with_nearly_the_same_answers(
     np.testing.assert_allclose(half, full, atol=onnx_graph.LARGEST_HALF_DIFFERENCE)
     assert half.dtype == np.float32
     assert not np.array_equal(half, full)
+
+
+def test_a_cross_validation_gives_the_package_its_thresholds_and_confidence(
+    exported: tuple[AnatomyNet, Path, ModelDescription], config: Path, tmp_path: Path
+) -> None:
+    _, _, plain = exported
+    judged = {each: Judged(0.8 if each == 0.4 else 0.7, 0.9) for each in THRESHOLDS}
+    scores = [HeldOutScore(f"pt_{number}", "Parotid_L", judged) for number in range(20)]
+    write_scores(tmp_path / "held_out.csv", scores)
+    trusts = calibrate(read_scores(tmp_path / "held_out.csv"))
+    measured = {name: Plausible((1.0, 2.0)) for name in ("Brainstem", "Parotid_L")}
+    described = export.describe(read_config(config), "m", "1", plain.sha256, measured, trusts)
+    brainstem, parotid = described.structures
+    assert (brainstem.postprocessing.threshold, brainstem.calibration) == (0.5, None)
+    assert parotid.postprocessing.threshold == 0.4
+    assert parotid.calibration is not None
+    assert parotid.calibration.dice_mean == pytest.approx(0.8)
+    assert [one.calibration for one in plain.structures] == [None, None]

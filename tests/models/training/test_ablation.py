@@ -12,7 +12,7 @@ torch = pytest.importorskip("torch", reason="training needs the extra `train` (t
 
 from models.training.ablation import ablate, difference, read_ablation  # noqa: E402
 from models.training.config import TrainingConfigError  # noqa: E402
-from models.training.held_out import HeldOutScore  # noqa: E402
+from models.training.held_out import HeldOutScore, Judged  # noqa: E402
 from tests.models.small_archive import CONFIG, write_patients  # noqa: E402
 
 
@@ -33,7 +33,10 @@ def _plain(value: object) -> object:
 
 
 def scores(dice: dict[tuple[str, str], float]) -> list[HeldOutScore]:
-    return [HeldOutScore(patient, structure, value, 0.5) for (patient, structure), value in dice.items()]
+    return [
+        HeldOutScore(patient, structure, {0.5: Judged(value, 0.9)})
+        for (patient, structure), value in dice.items()
+    ]
 
 
 def test_each_variant_is_trained_once_and_stands_in_the_table_beside_the_reference(tmp_path: Path) -> None:
