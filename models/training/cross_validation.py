@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from models.export import load_average
+from models.training.calibration import calibrate, rank_correlation
 from models.training.config import Folds, TrainingConfig
 from models.training.held_out import THRESHOLDS, HeldOutScore, judge, write_scores
 from models.training.trainer import read_patients, train
@@ -69,4 +70,9 @@ def table(structures: Sequence[str], scores: Sequence[HeldOutScore]) -> str:
                 f"| {name} | {len(mine)} | {dice.mean():.3f} | {dice.std():.3f} | {np.median(dice):.3f} "
                 f"| {dice.min():.3f} | {threshold:g} | {best[threshold]:.3f} |"
             )
+    correlation = rank_correlation(scores, calibrate(scores))
+    lines += [
+        "",
+        f"Rank correlation (Spearman) of the confidence calibrated on them with Dice: {correlation:.2f}.",
+    ]
     return "\n".join(lines) + "\n"
