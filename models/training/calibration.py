@@ -132,6 +132,8 @@ def _slopes(pairs: Sequence[_Pair], usual: Mapping[str, _Usual]) -> tuple[float,
         mean, sd = usual[one.structure].dice
         seen.append((mine[one.structure], mean_of_others(one.structure, mine)))
         wanted.append((one.judged.dice - mean) / sd)
+    if not seen:
+        return 0.0, 0.0
     (own, others), *_ = np.linalg.lstsq(np.array(seen), np.array(wanted), rcond=None)
     return max(0.0, float(own)), max(0.0, float(others))
 
