@@ -28,7 +28,7 @@ from models.training.held_out import judge, means
 from models.training.losses import anatomy_loss
 
 CHECKPOINT_EVERY = 100
-WATCH_EVERY = 500
+WATCH_EVERY = 1000
 
 # Of glibc's malloc.h.
 _M_TRIM_THRESHOLD = -1
