@@ -21,6 +21,7 @@ from sqlalchemy.orm import Session
 
 from dicom_node import __version__, preview_sheets, secondary_capture
 from dicom_node.config import Storage
+from dicom_node.ct_identity import local_time
 from dicom_node.ct_series import CtSeries, assemble
 from dicom_node.ct_slice import read_slice
 from dicom_node.errors import PermanentError
@@ -145,13 +146,17 @@ def _pictures_description(shown: Preview) -> str:
 def _notice(order: Order) -> tuple[Capture, ...]:
     reference = _reference(order)
     series_number = str(reference.get("SeriesNumber") or "").strip()
-    notice = notice_of(order.job, order.state, order.reason, series_number, len(order.instances))
+    created_at = datetime.fromtimestamp(order.created_at, UTC)
+    notice = notice_of(
+        *(order.job, order.state, order.reason, series_number, len(order.instances)),
+        complete_at=local_time(created_at, reference),
+    )
     caption = Caption(
         made_of=(
             *("notice", order.series_instance_uid, str(order.revision), order.model_sha256, order.template),
             *(order.state, order.reason_code, order.reason),
         ),
-        created_at=datetime.fromtimestamp(order.created_at, UTC),
+        created_at=created_at,
         series_number=NOTICE_SERIES_NUMBER,
         series_description=SERIES_DESCRIPTION,
         comments=notice.comments,

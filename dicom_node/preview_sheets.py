@@ -65,9 +65,10 @@ def overview_corner(place: int) -> tuple[int, int]:
 def text_sheet(title: str, warning: str, paragraphs: Sequence[str]) -> Sheet:
     """A sheet of words alone."""
     page = _Page(title, 1, 1)
-    y = page.text((_MARGIN, _HEAD + 40), warning, 34, _WARNING, SHEET_SIZE[0] - 2 * _MARGIN) + 24
+    left, width = 6 * _MARGIN, SHEET_SIZE[0] - 12 * _MARGIN
+    y = page.text((left, _HEAD + 90), warning, 44, _WARNING, width) + 36
     for paragraph in paragraphs:
-        y = page.text((_MARGIN, y), paragraph, 24, _INK, SHEET_SIZE[0] - 2 * _MARGIN) + 18
+        y = page.text((left, y), paragraph, 29, _INK, width) + 28
     return page.finished()
 
 

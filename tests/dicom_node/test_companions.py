@@ -19,13 +19,14 @@ from pydicom import FileDataset, dcmread
 from pydicom.uid import RTStructureSetStorage, SecondaryCaptureImageStorage
 from sqlalchemy import Engine, select
 
-from dicom_node import migrate, preview_sheets, story
+from dicom_node import metrics, migrate, preview_sheets, story
 from dicom_node.companion_sender import CompanionSender
 from dicom_node.config import Config
 from dicom_node.database import open_engine, reading
 from dicom_node.deliverer import Deliverer
 from dicom_node.jobs import IllegalTransitionError
 from dicom_node.preview import preview_of
+from dicom_node.reception_figures import ReceptionFigures
 from dicom_node.schema import Companion, Job
 from dicom_node.stand_in_pacs import StandInPacs
 from dicom_node.states import CompanionKind, DeliveryState, JobState
@@ -279,6 +280,9 @@ def test_pictures_that_are_refused_leave_the_job_sent_and_go_out_again_on_reques
         node.send()
     assert (node.job().state, node.companion().state) == (JobState.SENT, DeliveryState.REFUSED)
     assert "accepts no Secondary Capture" in (node.companion().reason or "")
+    figures = metrics.NodeCollector(node.engine, node.config, ReceptionFigures(), node.clock)
+    line = 'anatomynode_companions{destination="pacs",kind="PICTURES",state="REFUSED"} 1.0'
+    assert line in metrics.exposition(figures)().decode()
     story.retry(node.engine, 1, node.clock)
     assert (node.job().state, node.companion().state) == (JobState.SENT, DeliveryState.PENDING)
     story.cancel(node.engine, 1, node.clock)
