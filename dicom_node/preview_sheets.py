@@ -37,6 +37,7 @@ _SCALE = 2
 """Everything is drawn this much larger and then reduced, which smooths lines and letters."""
 _MARGIN, _HEAD, _FOOT = 16, 64, 40
 _FILL = 0.20
+_CONFIDENCE = "confidence: the Dice to be expected"
 _WHITEST = 235
 _BACKGROUND, _PANEL, _INK, _MUTED = (14, 17, 22), (0, 0, 0), (233, 237, 242), (150, 158, 170)
 _WARNING = (255, 184, 77)
@@ -138,7 +139,9 @@ def _overview(preview: Preview, count: int) -> Sheet:
     whole = SHEET_SIZE[0] - 2 * _MARGIN
     for warning in preview.warnings:
         y = page.text((_MARGIN, y), warning, 19, _WARNING, whole) + 4
-    facts = " · ".join((*(f"{label}: {value}" for label, value in preview.facts), WINDOW_IN_WORDS))
+    facts = " · ".join(
+        (*(f"{label}: {value}" for label, value in preview.facts), WINDOW_IN_WORDS, _CONFIDENCE)
+    )
     lines = _wrapped(facts, 14, whole)
     below = SHEET_SIZE[1] - _FOOT - 20 * len(lines)
     for place, line in enumerate(lines):
