@@ -109,14 +109,26 @@ class Orthanc:
         )
         urllib.request.urlopen(request, timeout=10).close()
 
+    def instances(self, modality: str) -> list[str]:
+        """Orthanc's own names of the instances of a modality that it holds."""
+        series = self.get("/series?expand")
+        return [
+            instance
+            for one in series
+            if one["MainDicomTags"].get("Modality") == modality
+            for instance in one["Instances"]
+        ]
+
+    def shown(self, instance: str) -> bytes:
+        """The picture that its viewer makes of an instance."""
+        url = f"http://127.0.0.1:{self.http_port}/instances/{instance}/preview"
+        with urllib.request.urlopen(url, timeout=10) as answer:
+            return bytes(answer.read())
+
     def rt_structs(self) -> list[Dataset]:
         """Every RT Structure Set that it holds."""
-        instances: list[str] = []
-        for one in self.get("/series?expand"):
-            if one["MainDicomTags"].get("Modality") == "RTSTRUCT":
-                instances += one["Instances"]
         found = []
-        for instance in instances:
+        for instance in self.instances("RTSTRUCT"):
             path = self.folder / f"{instance}.dcm"
             with urllib.request.urlopen(
                 f"http://127.0.0.1:{self.http_port}/instances/{instance}/file", timeout=10
@@ -160,15 +172,23 @@ def test_a_series_from_storescu_comes_back_as_one_valid_rt_struct_in_its_slices_
 @needs("storescu", "Orthanc")
 def test_orthanc_routes_a_series_and_gets_exactly_one_rt_struct(series: Sent, tmp_path: Path) -> None:
     orthanc = Orthanc(tmp_path / "orthanc")
-    overrides = {**QUICK, "peers": [{"ae_title": "PACS", "addresses": ["127.0.0.1"]}]}
+    destination = {"name": "pacs", "host": "127.0.0.1", "ae_title": "PACS", "port": orthanc.dicom_port}
+    overrides = {
+        **QUICK,
+        "peers": [{"ae_title": "PACS", "addresses": ["127.0.0.1"]}],
+        "destinations": [{**destination, "preview": True}],
+    }
     node = Rehearsal(tmp_path / "node", pacs=("PACS", orthanc.dicom_port), overrides=overrides)
     with orthanc.serving(node.port, auto_route=True), node:
         for file in series.folder.iterdir():
             orthanc.upload(file)
         wait_until(lambda: bool(orthanc.rt_structs()), ENDS_WITHIN_S, "an RT-STRUCT in Orthanc")
+        wait_until(lambda: len(orthanc.instances("OT")) > 1, ENDS_WITHIN_S, "its pictures in Orthanc")
         node.wait(node.is_idle, ENDS_WITHIN_S, "the job did not end")
-        # Orthanc finds the RT-STRUCT's series stable too; nothing more may come of that.
+        assert orthanc.shown(orthanc.instances("OT")[0]).startswith(b"\x89PNG")
+        # Orthanc finds the series of RT-STRUCT and pictures stable too; nothing more may come of that.
         time.sleep(3)
+        assert len(node.jobs()) == 1
         (rt_struct,) = orthanc.rt_structs()
         assert rt_struct.StudyInstanceUID == dcmread(next(series.folder.iterdir())).StudyInstanceUID
 
