@@ -16,6 +16,20 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from dicom_node.errors import ConfigurationError
+from dicom_node.profiles import (
+    PROFILES,
+    EmptyStructures,
+    Encoding,
+    Holes,
+    Label,
+    NameCase,
+    NameLength,
+    NamePrefix,
+    PointsPerContour,
+    Profile,
+    ProfileName,
+    RoiType,
+)
 
 Seconds = Annotated[float, Field(gt=0)]
 Port = Annotated[int, Field(ge=1, le=65535)]
@@ -153,8 +167,36 @@ class RtStruct(_Section):
     contour_mode: Literal["smooth", "voxel"] = "smooth"
     simplify_mm: Annotated[float, Field(ge=0, le=0.1)] = 0.1
     """The furthest that a simplified contour may leave the traced one (smooth mode)."""
-    structure_set_label: Annotated[str, Field(min_length=1, max_length=16)] = "AnatomyNode"
+    structure_set_label: Label = "AnatomyNode"
     series_description: Annotated[str, Field(max_length=64)] = "AnatomyNode contours (unapproved)"
+    template: Path | None = None
+    """The clinic's own names and colours, as YAML; None: the model's."""
+
+
+class EditionChoice(_Section):
+    """How a destination wants its RT Structure Sets; None: as the profile has it."""
+
+    profile: ProfileName = "generic"
+    template: Path | None = None
+    """None: that of `rt_struct`."""
+    structure_set_label: Label | None = None
+    """None: that of `rt_struct`."""
+    name_length: NameLength | None = None
+    name_case: NameCase | None = None
+    name_prefix: NamePrefix | None = None
+    holes: Holes | None = None
+    points_per_contour: PointsPerContour | None = None
+    empty_structures: EmptyStructures | None = None
+    roi_type: RoiType | None = None
+    transfer_syntax: Encoding | None = None
+
+    @property
+    def resolved(self) -> Profile:
+        """The profile, with what is said here in its place."""
+        said = {name: getattr(self, name) for name in Profile.model_fields}
+        return PROFILES[self.profile].model_copy(
+            update={name: value for name, value in said.items() if value is not None}
+        )
 
 
 class Destination(_Section):
@@ -170,6 +212,7 @@ class Destination(_Section):
     connect_timeout_s: Seconds = 10.0
     response_timeout_s: Seconds = 60.0
     """For the association's acceptance and for each answer."""
+    rt_struct: EditionChoice = EditionChoice()
 
 
 class Retry(_Section):

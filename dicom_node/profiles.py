@@ -10,21 +10,46 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from inference.contours import Holes
+LABEL_FIELDS = ("model", "version", "program", "date")
+"""What a structure set label may name in braces: the model, its version, the program's, and the day."""
+
+LONGEST_LABEL = 16
+"""Of Structure Set Label (3006,0002), which is an SH (PS3.5 6.2)."""
+
+FEWEST_POINTS = 20
+"""A lower limit of points would cut contours into slivers."""
+
+
+def _none_or_enough(points: int) -> int:
+    if 0 < points < FEWEST_POINTS:
+        raise ValueError(f"0 (no limit), or at least {FEWEST_POINTS}")
+    return points
+
+
+def _is_label(template: str) -> str:
+    """With the shortest values that its fields can have it must fit."""
+    try:
+        shortest = filled_label(template, model="", version="", program="", date="20000101")
+    except (KeyError, IndexError, ValueError, AttributeError) as problem:
+        fields = ", ".join(f"{{{name}}}" for name in LABEL_FIELDS)
+        raise ValueError(f"it may name {fields} in braces, and nothing else") from problem
+    if len(shortest) > LONGEST_LABEL or not template.isascii() or "\\" in template:
+        raise ValueError(f"at most {LONGEST_LABEL} characters of ASCII, without a backslash")
+    return template
+
 
 NameLength = Annotated[int, Field(ge=8, le=64)]
 NameCase = Literal["keep", "upper", "lower"]
 NamePrefix = Annotated[str, Field(max_length=8, pattern=r"^[\x21-\x5b\x5d-\x7e]*$")]
-PointsPerContour = Annotated[int, Field(ge=0)]
+PointsPerContour = Annotated[int, Field(ge=0), AfterValidator(_none_or_enough)]
+Holes = Literal["keyhole", "xor"]
 EmptyStructures = Literal["omit", "include", "refuse"]
 RoiType = Literal["ORGAN", "AVOIDANCE", "CONTROL"]
 Encoding = Literal["implicit", "explicit"]
+Label = Annotated[str, Field(min_length=1, max_length=64), AfterValidator(_is_label)]
 ProfileName = Literal["generic", "eclipse", "raystation"]
-
-FEWEST_POINTS = 100
-"""A lower limit of points would cut contours into slivers."""
 
 _LONGEST_EXPLICIT_BYTES = 65_534
 _BYTES_A_POINT = 3 * (16 + 1)
@@ -74,3 +99,12 @@ PROFILES: Mapping[ProfileName, Profile] = {
     # Makes a second ROI where one of the name has another type: organs have to be ORGAN.
     "raystation": Profile(name_length=64, roi_type="ORGAN", transfer_syntax="implicit"),
 }
+
+
+def filled_label(template: str, *, model: str, version: str, program: str, date: str) -> str:
+    """A structure set label with its fields filled in.
+
+    Raises:
+        KeyError, IndexError, ValueError, AttributeError: braces that do not match, or another field.
+    """
+    return template.format_map({"model": model, "version": version, "program": program, "date": date})

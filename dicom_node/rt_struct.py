@@ -26,7 +26,7 @@ from rt_utils import ds_helper
 from dicom_node.contour_items import ItemEncoder
 from dicom_node.ct_series import CtSeries
 from dicom_node.errors import PermanentError, SeriesRejectedError
-from dicom_node.profiles import GENERIC, Profile
+from dicom_node.profiles import GENERIC, LONGEST_LABEL, Profile, filled_label
 from dicom_node.refusals import Refusal
 from dicom_node.structure_template import UNCHANGED, Appearance, Template, appearance
 from dicom_node.uids import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME, derive_uid
@@ -37,12 +37,6 @@ from inference.volume import PlaneStack
 from models.card import Code, ModelDescription, Structure
 
 NOT_A_MEDICAL_DEVICE = "Not a medical device: for research only until a clinic has commissioned it."
-
-LABEL_FIELDS = ("model", "version", "program", "date")
-"""What a label may name in braces: the model, its version, the program's, and the day (YYYYMMDD)."""
-
-LONGEST_LABEL = 16
-"""Of a Structure Set Label, which is an SH (PS3.5 6.2)."""
 
 PATIENT_MODULE = (
     *("PatientName", "PatientID", "IssuerOfPatientID", "TypeOfPatientID"),
@@ -103,8 +97,8 @@ class RtStructOptions:
 
     Attributes:
         contour_mode, simplify_mm: see `inference.contours.trace`.
-        structure_set_label: may name the fields of `LABEL_FIELDS`; with them at most 16 characters, because
-            planning systems cut or refuse longer ones.
+        structure_set_label: may name the fields of `profiles.LABEL_FIELDS`; with them at most 16
+            characters, because planning systems cut or refuse longer ones.
         series_description: at most 64 characters.
         created_at: aware; the job's own time, so that a job done again gives the same bytes.
         model: the network whose output this is.
@@ -217,20 +211,6 @@ def provenance(model: ModelDescription) -> str:
     """Name, version and the beginning of the sha256 of a model, within the 64 characters of an LO."""
     ending = f" sha256 {model.sha256[:12]}"
     return _text(f"{model.name} {model.version}", 64 - len(ending)) + ending
-
-
-def structure_set_label(template: str, model: ModelDescription, program: str, date: str) -> str:
-    """A label with its fields filled in; its length is for `anatomynode check` to judge.
-
-    Raises:
-        KeyError, IndexError, ValueError: a field that there is not, or braces that do not match.
-    """
-    return _text(
-        template.format_map(
-            {"model": model.name, "version": model.version, "program": program, "date": date}
-        ),
-        LONGEST_LABEL,
-    )
 
 
 @dataclass(frozen=True)
@@ -362,9 +342,14 @@ def _structure_set(
     dataset: Dataset, series: CtSeries, rois: tuple[_Roi, ...], options: RtStructOptions, created_at: datetime
 ) -> None:
     """PS3.3 C.8.8.5."""
-    dataset.StructureSetLabel = structure_set_label(
-        options.structure_set_label, options.model, options.program_version, dataset.SeriesDate
+    label = filled_label(
+        options.structure_set_label,
+        model=options.model.name,
+        version=options.model.version,
+        program=options.program_version,
+        date=_date_and_time(created_at)[0],
     )
+    dataset.StructureSetLabel = _text(label, LONGEST_LABEL)
     dataset.StructureSetName = _text(options.series_description, 64)
     dataset.StructureSetDescription = _text(
         f"Drawn by {provenance(options.model)}, AnatomyNode {options.program_version}. "

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from io import BytesIO
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -79,13 +80,20 @@ class RtStructCheckError(PermanentError):
 
     Attributes:
         problems: each in a sentence, with the ROI, the slice and the figures.
+        data: the very bytes, for whoever looks for the cause.
     """
 
-    def __init__(self, problems: tuple[str, ...]) -> None:
+    def __init__(self, problems: tuple[str, ...], data: bytes, evidence: Path | None = None) -> None:
         more = f" (and {len(problems) - _SHOWN} more)" if len(problems) > _SHOWN else ""
         shown = "; ".join(problems[:_SHOWN])
-        super().__init__(f"the RT Structure Set failed its own check and was not sent: {shown}{more}")
+        kept = "" if evidence is None else f"; the object is kept for you in {evidence}"
+        super().__init__(f"the RT Structure Set failed its own check and was not sent: {shown}{more}{kept}")
         self.problems = problems
+        self.data = data
+
+    def kept_at(self, evidence: Path) -> RtStructCheckError:
+        """The same, naming the file in which the object was kept."""
+        return RtStructCheckError(self.problems, self.data, evidence)
 
 
 @dataclass(frozen=True)
@@ -216,12 +224,12 @@ def check(data: bytes, series: CtSeries, segmentation: Segmentation, options: Rt
         case = _Case(dataset, read_rois(dataset, slices), series, segmentation, options)
         problems = tuple(problem for _, find in _CHECKS for problem in find(case))
     except (UnreadableError, AttributeError, KeyError) as broken:
-        raise RtStructCheckError((f"it cannot be read back: {broken}",)) from broken
+        raise RtStructCheckError((f"it cannot be read back: {broken}",), data) from broken
     except (InvalidDicomError, struct.error, IndexError, TypeError, ValueError, EOFError) as broken:
         # Their texts may repeat a value of the data set; the class has to do.
-        raise RtStructCheckError((f"it cannot be read back: {type(broken).__name__}",)) from broken
+        raise RtStructCheckError((f"it cannot be read back: {type(broken).__name__}",), data) from broken
     if problems:
-        raise RtStructCheckError(problems)
+        raise RtStructCheckError(problems, data)
     return CheckReport(tuple(name for name, _ in _CHECKS), case.agreements)
 
 
