@@ -18,6 +18,8 @@ from dicom_node import rt_struct, rt_struct_check
 from dicom_node.ct_series import CtSeries, assemble
 from dicom_node.ct_slice import read_slice
 from dicom_node.errors import SeriesRejectedError
+from dicom_node.profiles import Profile
+from dicom_node.structure_template import Entry, Template
 from inference.segmentation import Segmentation
 from tests import organs, phantoms
 from tests.phantoms import ORIENTATIONS, Phantom
@@ -197,8 +199,8 @@ def test_the_same_job_done_again_gives_the_same_bytes_whatever_the_order_of_the_
         {"series_description": "Other"},
         {"model": organs.MODEL.model_copy(update={"sha256": "cd" * 32})},
         {"program_version": "0.2.0"},
-        {"template": "other"},
-        {"profile": "eclipse"},
+        {"template": Template(structures={"Brainstem": Entry(name="Stem")})},
+        {"profile": Profile(name_prefix="AN_")},
         {"predecessor_sop_instance_uid": "1.2.3"},
     ],
     ids=lambda changes: next(iter(changes)),
