@@ -67,6 +67,12 @@ def _print_json(value: Mapping[str, Any] | list[Any]) -> None:
     typer.echo(json.dumps(value, indent=2, allow_nan=False))
 
 
+def _picture(file: Path | None) -> Path | None:
+    if file is not None and file.suffix.lower() not in {".png", ".html"}:
+        raise typer.BadParameter(f"{file.name} ends neither in .png nor in .html")
+    return file
+
+
 def _version(asked: bool) -> None:
     if asked:
         typer.echo(f"anatomynode {__version__}")
@@ -119,7 +125,10 @@ def contour(
         typer.Option("--config", help="Configuration; without it the defaults, and the CPU is allowed."),
     ] = None,
     preview: Annotated[
-        Path | None, typer.Option("--preview", help="Draw the contours on the CT into this PNG.")
+        Path | None,
+        typer.Option(
+            "--preview", metavar="FILE.png|html", callback=_picture, help="Show the contours on the CT."
+        ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -375,7 +384,9 @@ def models_export(
     half: Annotated[bool, typer.Option("--half", help="Convolutions in float16, for GPUs.")] = False,
     held_out: Annotated[
         Path | None,
-        typer.Option("--held-out", help="cross_validation.csv, for thresholds and confidence.", exists=True),
+        typer.Option(
+            "--held-out", help="held_out.csv of the training, for thresholds and trust.", exists=True
+        ),
     ] = None,
 ) -> None:
     """Make a model package from a checkpoint (extra `train`)."""

@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from dicom_node import preview, rt_struct, rt_struct_check
+from dicom_node import preview_page, preview_sheets, rt_struct, rt_struct_check
 from dicom_node.config import Config, ModelChoice
 from dicom_node.ct_folder import Progress, no_progress, read_folder
 from dicom_node.ct_series import CtSeries
@@ -29,6 +29,7 @@ from dicom_node.errors import (
     SeriesRejectedError,
     TransientError,
 )
+from dicom_node.preview import preview_of
 from dicom_node.rt_struct import IncompleteError, RtStruct, RtStructOptions
 from dicom_node.rt_struct_check import RtStructCheckError
 from inference.errors import DeviceUnavailableError, InferenceFailedError, OutsideModelError
@@ -138,7 +139,7 @@ def contour_folder(
         folder: read with everything below it; what is no CT is ignored, and the report says so.
         output: written atomically: it is there whole, or not at all.
         settings: the model, the device, the rules for series, and how contours are drawn.
-        picture: where to draw a preview as PNG; None draws none.
+        picture: where to show the contours on the CT, see `write_preview`; None shows them nowhere.
         progress: told what is being done.
 
     Raises:
@@ -175,7 +176,8 @@ def _contour_folder(
     with watch.stage("write"):
         write_durably(output, done.rt_struct.data, mode=BY_UMASK)
     if picture is not None:
-        preview.draw(series, done.segmentation, picture)
+        progress("drawing the preview", 0, 1)
+        write_preview(series, done.rt_struct.data, done.report, picture)
     own = {stage: round(value, 4) for stage, value in watch.seconds.items()}
     seconds = {**own, **done.report["seconds"]}
     return {
@@ -184,6 +186,22 @@ def _contour_folder(
         "seconds": seconds,
         "notes": [*done.report["notes"], *notes],
     }
+
+
+def write_preview(series: CtSeries, data: bytes, report: Report, file: Path) -> None:
+    """Show a structure set on its CT: as a page where the file's name ends in `.html`, else as a PNG.
+
+    Args:
+        data: the bytes of the RT Structure Set: what is shown is what stands there.
+        report: of its contouring.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    shown = preview_of(series, data, report)
+    is_page = file.suffix.lower() == ".html"
+    drawn = preview_page.html(shown).encode() if is_page else preview_sheets.png(shown)
+    write_durably(file, drawn, mode=BY_UMASK)
 
 
 def failure_report(problem: AnatomyNodeError) -> Report:

@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from dicom_node import preview
+from dicom_node import contouring
 from dicom_node.config import Destination
 from dicom_node.ct_folder import look_through
 from dicom_node.ct_series import CtSeries, assemble
@@ -75,7 +75,7 @@ def run(ct: Path | None, output: Path) -> None:
 
     Args:
         ct: folder with a CT series; None paints the phantom.
-        output: folder for `rt_struct.dcm` and `contours.png`; made where it is missing.
+        output: folder for `rt_struct.dcm`, `contours.png` and `contours.html`; made where it is missing.
 
     Raises:
         SeriesRejectedError: the node refused the series; the reason is the node's own.
@@ -103,9 +103,16 @@ def run(ct: Path | None, output: Path) -> None:
     _show(console, result)
     if truth is not None:
         _compare(console, result, truth)
-    picture = output / "contours.png"
-    preview.draw(result.series, result.found, picture)
-    console.print(f"\nRT-STRUCT: {result.rt_struct}\npicture:   {picture}\n\n[bold]{NOT_A_MEDICAL_DEVICE}[/]")
+    picture, page = output / "contours.png", output / "contours.html"
+    with console.status("drawing the contours on the CT ..."):
+        for file in (picture, page):
+            contouring.write_preview(
+                result.series, result.rt_struct.read_bytes(), dict(result.job.report or {}), file
+            )
+    console.print(
+        f"\nRT-STRUCT: {result.rt_struct}\npicture:   {picture}\npage:      {page}"
+        f"\n\n[bold]{NOT_A_MEDICAL_DEVICE}[/]"
+    )
 
 
 def _send(console: Console, folder: Path, node: Rehearsal) -> None:

@@ -12,10 +12,9 @@ from typing import Any
 import numpy as np
 import pydicom
 import pytest
-from PIL import Image
 from typer.testing import CliRunner
 
-from dicom_node import contouring, preview
+from dicom_node import contouring
 from dicom_node.cli import app
 from dicom_node.config import Config, Inference, ModelChoice
 from dicom_node.ct_folder import look_through, read_folder
@@ -30,7 +29,7 @@ from inference.errors import DeviceUnavailableError, InferenceFailedError, Outsi
 from inference.segmentation import Segmentation, StructureMap
 from inference.volume import Volume
 from models.card import Structure
-from tests.phantoms import ORIENTATIONS, Phantom, encode, series, slices, write
+from tests.phantoms import Phantom, encode, series, slices, write
 
 PHANTOM = Phantom(rows=48, columns=40)
 SETTINGS = Config(peers=(), destinations=(), inference=Inference(device="cpu"))
@@ -183,13 +182,17 @@ def test_the_walk_tells_how_far_it_is(folder: Path) -> None:
 def test_the_command_prints_json_and_exits_by_what_became_of_it(
     folder: Path, tmp_path: Path, stand_in: None
 ) -> None:
-    output, picture = tmp_path / "rs.dcm", tmp_path / "rs.png"
-    arguments = ["contour", str(folder), "--output", str(output), "--preview", str(picture)]
-    done = CliRunner().invoke(app, [*arguments, "--json"])
+    output, picture, page = (tmp_path / name for name in ("rs.dcm", "rs.png", "rs.html"))
+    arguments = ["contour", str(folder), "--output", str(output), "--preview"]
+    assert CliRunner().invoke(app, [*arguments, "rs.pdf"]).exit_code == 2
+    assert not output.exists()
+    done = CliRunner().invoke(app, [*arguments, str(page), "--json"])
     assert done.exit_code == 0, done.output
     assert json.loads(done.stdout)["rt_struct"] == str(output)
-    assert picture.is_file()
+    assert page.read_text().startswith("<!DOCTYPE html>")
+    arguments.append(str(picture))
     told = CliRunner().invoke(app, arguments).stdout
+    assert picture.read_bytes().startswith(b"\x89PNG")
     assert "not found" in told
     assert "Not a medical device" in told
     next((folder / "ct").iterdir()).unlink()
@@ -217,37 +220,6 @@ def test_a_missing_model_or_device_is_a_matter_of_configuration(monkeypatch: pyt
     monkeypatch.setattr(contouring, "Segmenter", refuse)
     with pytest.raises(ConfigurationError, match="no CUDA here"):
         contouring.segmenter_of(contouring.package_of(ModelChoice()), SETTINGS)
-
-
-@pytest.mark.parametrize("position", ["HFS", "FFP", "HFDR", "FFDL"])
-def test_the_picture_shows_the_patient_upright_in_any_position(position: str, tmp_path: Path) -> None:
-    """Each structure is drawn in its own colour beside the legend."""
-    ct = series(PHANTOM.but(orientation=ORIENTATIONS[position]))
-    found = StandIn().segment(ct.volume)
-    preview.draw(ct, found, tmp_path / "p.png")
-    picture = np.asarray(Image.open(tmp_path / "p.png")).astype(int)
-    for one in found.structures[:4]:
-        near = np.abs(picture[:, :-300] - np.array(one.structure.color)).max(axis=2) < 40
-        assert near.sum() > 20, one.structure.name
-
-
-def test_the_picture_of_nothing_found_is_still_a_picture(tmp_path: Path) -> None:
-    ct = series(PHANTOM)
-    none = tuple(
-        StructureMap(structure, (0, 0, 0), np.zeros((0, 0, 0), np.float32), 0.5, None, ("not_found",))
-        for structure in MODEL.structures
-    )
-    preview.draw(ct, Segmentation(none, "cpu", {}), tmp_path / "p.png")
-    assert Image.open(tmp_path / "p.png").width > 800
-
-
-def test_the_picture_does_not_depend_on_who_the_patient_is(tmp_path: Path) -> None:
-    pictures = []
-    for name in ("Phantom^Test", "Doe^Jane"):
-        ct = series(PHANTOM.but(overrides={"PatientName": name, "PatientID": name}))
-        preview.draw(ct, StandIn().segment(ct.volume), tmp_path / "p.png")
-        pictures.append((tmp_path / "p.png").read_bytes())
-    assert pictures[0] == pictures[1]
 
 
 def test_encoded_slices_are_files_that_pydicom_reads() -> None:
