@@ -15,7 +15,7 @@ from pathlib import Path
 from sqlalchemy import ColumnElement, Engine, select
 from sqlalchemy.orm import Session
 
-from dicom_node import arrivals, completeness, jobs, logs
+from dicom_node import arrivals, companions, completeness, jobs, logs
 from dicom_node.completeness import Verdict
 from dicom_node.config import Config
 from dicom_node.database import reading, transaction
@@ -129,7 +129,10 @@ class Assembler:
             verdict = completeness.judge_again(facts, self._config.series, now)
             if verdict.evidence is None:
                 return verdict.look_again_at
-            job = jobs.deliver_again(session, series, "the same slices were pushed again", now)
+            in_words = "the same slices were pushed again"
+            job = jobs.deliver_again(session, series, in_words, now)
+            if job is not None:
+                companions.send_again(session, job, in_words, now)
             job_id = None if job is None else job.id
         log.info("series pushed again", series=series_id, delivered_again=job_id)
         return now

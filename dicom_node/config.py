@@ -212,6 +212,8 @@ class Destination(_Section):
     connect_timeout_s: Seconds = 10.0
     response_timeout_s: Seconds = 60.0
     """For the association's acceptance and for each answer."""
+    preview: bool = False
+    """Whether it also gets pictures of the contours, and of a refusal its words, as Secondary Captures."""
     rt_struct: EditionChoice = EditionChoice()
 
 

@@ -16,7 +16,7 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from dicom_node.errors import PermanentError
-from dicom_node.schema import Delivery, Instance, Job, Series, Transition
+from dicom_node.schema import Companion, Delivery, Instance, Job, Series, Transition
 from dicom_node.states import (
     DELIVERY_SUCCESSES,
     DELIVERY_TRANSITIONS,
@@ -28,14 +28,20 @@ from dicom_node.states import (
     SeriesState,
 )
 
-Subject = Series | Job | Delivery
+Subject = Series | Job | Delivery | Companion
 
 TRANSITIONS: Mapping[type[Subject], Mapping[Any, frozenset[Any]]] = {
     Series: SERIES_TRANSITIONS,
     Job: JOB_TRANSITIONS,
     Delivery: DELIVERY_TRANSITIONS,
+    Companion: DELIVERY_TRANSITIONS,
 }
-SUBJECT_NAMES: Mapping[type[Subject], str] = {Series: "series", Job: "job", Delivery: "delivery"}
+SUBJECT_NAMES: Mapping[type[Subject], str] = {
+    Series: "series",
+    Job: "job",
+    Delivery: "delivery",
+    Companion: "companion",
+}
 
 UNFINISHED = frozenset({JobState.QUEUED, JobState.RUNNING, JobState.HELD})
 RETRIABLE = JOB_ENDS - {JobState.SENT}
@@ -128,13 +134,13 @@ def move(
     if isinstance(subject, Job):
         subject.reason, subject.reason_code = reason, code
         subject.ended_at = at if to_state in JOB_ENDS else None
-    elif isinstance(subject, Delivery):
+    elif isinstance(subject, Delivery | Companion):
         subject.reason = reason
     _keep(session, subject, from_state, at, reason)
 
 
 def begin(session: Session, subject: Subject, at: float, reason: str) -> None:
-    """Add a new series, job or delivery, and keep its beginning as its first transition."""
+    """Add a new series, job, delivery or companion, and keep its beginning as its first transition."""
     session.add(subject)
     _keep(session, subject, None, at, reason)
 

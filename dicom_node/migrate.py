@@ -24,6 +24,7 @@ GUARDED_TABLES: Mapping[str, Mapping[Any, frozenset[Any]]] = {
     "series": SERIES_TRANSITIONS,
     "jobs": JOB_TRANSITIONS,
     "deliveries": DELIVERY_TRANSITIONS,
+    "companions": DELIVERY_TRANSITIONS,
 }
 
 

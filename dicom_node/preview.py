@@ -18,6 +18,7 @@ from pydicom import dcmread
 from dicom_node.ct_series import CtSeries
 from dicom_node.received import ReceivedRoi, read_rois
 from dicom_node.views import Floats, View, three_views
+from inference.plausibility import NOT_FOUND
 from inference.volume import PlaneStack
 
 TITLE = "Automatic contours, not approved"
@@ -54,20 +55,25 @@ class Line:
     flags: tuple[str, ...]
 
     @property
-    def is_found(self) -> bool:
-        """Whether there is anything to see of it."""
+    def is_drawn(self) -> bool:
+        """Whether the structure set has contours of it."""
         return self.number is not None
+
+    @property
+    def is_missing(self) -> bool:
+        """Whether it was looked for in vain; what is neither drawn nor missing was left out by a rule."""
+        return not self.is_drawn and NOT_FOUND in self.flags
 
     @property
     def remarks(self) -> str:
         """What to look at, in words."""
-        return ", ".join(flag.replace("_", " ") for flag in self.flags if flag != "not_found")
+        return ", ".join(flag.replace("_", " ") for flag in self.flags if flag != NOT_FOUND)
 
     @property
     def volume(self) -> str:
         """In words, with the figures that matter."""
-        if not self.is_found:
-            return "not found"
+        if not self.is_drawn:
+            return "not found" if self.is_missing else "left out"
         return f"{self.volume_cm3:.2f} cm3" if self.volume_cm3 < 1 else f"{self.volume_cm3:.1f} cm3"
 
 
@@ -90,6 +96,7 @@ class Preview:
         overview: three planes where most of the structures are cut widest.
         close_ups: one a structure that was found.
         facts: label and value: what was contoured, by what.
+        uids: label and value: which objects these are.
     """
 
     series: CtSeries
@@ -98,15 +105,19 @@ class Preview:
     overview: tuple[View, View, View]
     close_ups: tuple[CloseUp, ...]
     facts: tuple[tuple[str, str], ...]
+    uids: tuple[tuple[str, str], ...]
 
     @property
     def warnings(self) -> tuple[str, ...]:
         """What whoever opens the page must know first; empty where all was found and nothing is odd."""
-        missing = [line.name for line in self.lines if not line.is_found]
-        odd = [f"{line.name} ({line.remarks})" for line in self.lines if line.is_found and line.remarks]
+        missing = [line.name for line in self.lines if line.is_missing]
+        left_out = [_told(line) for line in self.lines if not line.is_drawn and not line.is_missing]
+        odd = [_told(line) for line in self.lines if line.is_drawn and line.remarks]
         told = []
         if missing:
             told.append(f"Not found, contour by hand: {', '.join(missing)}.")
+        if left_out:
+            told.append(f"Left out of the structure set: {', '.join(left_out)}.")
         if odd:
             told.append(f"Look closely at {', '.join(odd)}.")
         return tuple(told)
@@ -138,8 +149,16 @@ def preview_of(series: CtSeries, rt_struct: bytes, report: Mapping[str, Any]) ->
             for line in lines
             if line.number == roi.number
         ),
-        _facts(series, str(dataset.SOPInstanceUID), report),
+        _facts(series, report),
+        (
+            ("CT series", series.headers[0].series_instance_uid),
+            ("RT Structure Set", str(dataset.SOPInstanceUID)),
+        ),
     )
+
+
+def _told(line: Line) -> str:
+    return f"{line.name} ({line.remarks})" if line.remarks else line.name
 
 
 def _line(told: Mapping[str, Any], rois: Sequence[ReceivedRoi]) -> Line:
@@ -193,7 +212,7 @@ def _fullest(structures: Sequence[Floats]) -> float:
     return float(edges[fullest] + edges[fullest + 1]) / 2
 
 
-def _facts(series: CtSeries, sop_instance_uid: str, report: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
+def _facts(series: CtSeries, report: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
     planes, model = series.volume.planes, report["model"]
     gaps = np.diff(planes.offsets_mm)
     apart = f"{gaps[0]:.2f}" if np.ptp(gaps) < 0.01 else f"{gaps.min():.2f} to {gaps.max():.2f}"
@@ -207,6 +226,4 @@ def _facts(series: CtSeries, sop_instance_uid: str, report: Mapping[str, Any]) -
             f"{planes.shape[0]} slices {apart} mm apart, {planes.rows} x {planes.columns} pixels of "
             f"{planes.row_spacing_mm:.2f} x {planes.column_spacing_mm:.2f} mm",
         ),
-        ("CT series", series.headers[0].series_instance_uid),
-        ("RT Structure Set", sop_instance_uid),
     )

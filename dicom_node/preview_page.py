@@ -88,7 +88,10 @@ def _page(preview: Preview) -> Iterator[str]:
     yield from _legend(preview.lines)
     for one in preview.close_ups:
         yield from _close_up(one, preview)
-    facts = "".join(f"<dt>{escape(label)}</dt><dd>{escape(value)}</dd>" for label, value in preview.facts)
+    facts = "".join(
+        f"<dt>{escape(label)}</dt><dd>{escape(value)}</dd>"
+        for label, value in (*preview.facts, *preview.uids)
+    )
     yield f"<section><dl>{facts}</dl></section>"
     yield (
         f"<footer><p>{DISCLAIMER}</p><p>Lines in axial views are the contours of the structure set, point by "
@@ -114,7 +117,7 @@ def _legend(lines: tuple[Line, ...]) -> Iterator[str]:
     for line in lines:
         confidence = "" if line.confidence is None else f"{line.confidence:.2f}"
         yield (
-            f"<tr{'' if line.is_found else ' class=odd'}><td>{_switch(line)}</td>"
+            f"<tr{'' if line.is_drawn else ' class=odd'}><td>{_switch(line)}</td>"
             f'<td class="number">{line.volume}</td><td class="number">{line.contours or ""}</td>'
             f'<td class="number">{confidence}</td><td class="odd">{escape(line.remarks)}</td></tr>'
         )

@@ -2,7 +2,7 @@
 
 Owns the sheets' layout, their letters, and the PNG of the whole; the door to Pillow.
 Speaks `Preview` in; uint8 (height, width, 3) arrays and PNG files out.
-Never shows a sheet without the words that it is not for diagnosis and not approved.
+Never shows a sheet without the words that it is not for diagnosis and not approved; no UID is burned in.
 """
 
 from __future__ import annotations
@@ -137,8 +137,8 @@ def _overview(preview: Preview, count: int) -> Sheet:
     whole = SHEET_SIZE[0] - 2 * _MARGIN
     for warning in preview.warnings:
         y = page.text((_MARGIN, y), warning, 19, _WARNING, whole) + 4
-    facts = [" · ".join((*(f"{label}: {value}" for label, value in preview.facts), WINDOW_IN_WORDS))]
-    lines = [line for fact in facts for line in _wrapped(fact, 14, whole)]
+    facts = " · ".join((*(f"{label}: {value}" for label, value in preview.facts), WINDOW_IN_WORDS))
+    lines = _wrapped(facts, 14, whole)
     below = SHEET_SIZE[1] - _FOOT - 20 * len(lines)
     for place, line in enumerate(lines):
         page.word((_MARGIN, below + 20 * place), line, 14, _MUTED, "lt")
@@ -169,10 +169,10 @@ def _legend_line(
     x, y = place
     if line.color is not None:
         page.swatch((x + 10, y), line.color)
-    ink = _INK if line.is_found else _WARNING
+    ink = _INK if line.is_drawn else _WARNING
     page.word((x + offsets[0], y), line.name, 17, ink)
     page.word((x + offsets[1], y), line.volume, 17, ink, "rm")
-    if line.is_found:
+    if line.is_drawn:
         page.word((x + offsets[2], y), str(line.contours), 17, _INK, "rm")
     if line.confidence is not None:
         page.word((x + offsets[3], y), f"{line.confidence:.2f}", 17, _INK, "rm")

@@ -9,21 +9,21 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from datetime import datetime, timedelta, timezone
+from datetime import datetime
 from io import BytesIO
-from typing import cast
 
 from pydicom.charset import convert_encodings, default_encoding
-from pydicom.datadict import dictionary_VR
 from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset, FileDataset
 from pydicom.sr.codedict import codes
 from pydicom.tag import Tag
 from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian, RTStructureSetStorage
-from pydicom.valuerep import STR_VR, format_number_as_ds
+from pydicom.valuerep import format_number_as_ds
 from rt_utils import ds_helper
 
 from dicom_node.contour_items import ItemEncoder
+from dicom_node.ct_identity import ascii_text as _text
+from dicom_node.ct_identity import date_and_time, local_time, take, take_patient_and_study
 from dicom_node.ct_series import CtSeries
 from dicom_node.errors import PermanentError, SeriesRejectedError
 from dicom_node.profiles import GENERIC, LONGEST_LABEL, Profile, filled_label
@@ -37,44 +37,6 @@ from inference.volume import PlaneStack
 from models.card import Code, ModelDescription, Structure
 
 NOT_A_MEDICAL_DEVICE = "Not a medical device: for research only until a clinic has commissioned it."
-
-PATIENT_MODULE = (
-    *("PatientName", "PatientID", "IssuerOfPatientID", "TypeOfPatientID"),
-    "IssuerOfPatientIDQualifiersSequence",
-    *("PatientBirthDate", "PatientBirthTime", "PatientBirthDateInAlternativeCalendar"),
-    *("PatientDeathDateInAlternativeCalendar", "PatientAlternativeCalendar", "PatientSex"),
-    *("OtherPatientIDs", "OtherPatientNames", "OtherPatientIDsSequence", "ReferencedPatientSequence"),
-    *("QualityControlSubject", "EthnicGroup", "PatientComments", "PatientSpeciesDescription"),
-    *("PatientBreedDescription", "ResponsiblePerson", "ResponsiblePersonRole", "ResponsibleOrganization"),
-    *("PatientIdentityRemoved", "DeidentificationMethod", "DeidentificationMethodCodeSequence"),
-)
-"""PS3.3 C.7.1.1."""
-
-CLINICAL_TRIAL_MODULES = (
-    *("ClinicalTrialSponsorName", "ClinicalTrialProtocolID", "ClinicalTrialProtocolName"),
-    *("ClinicalTrialSiteID", "ClinicalTrialSiteName", "ClinicalTrialSubjectID"),
-    *("ClinicalTrialSubjectReadingID", "ClinicalTrialProtocolEthicsCommitteeName"),
-    *("ClinicalTrialProtocolEthicsCommitteeApprovalNumber", "ClinicalTrialTimePointID"),
-    "ClinicalTrialTimePointDescription",
-)
-"""PS3.3 C.7.1.3, C.7.2.3."""
-
-STUDY_MODULES = (
-    *("StudyInstanceUID", "StudyDate", "StudyTime", "ReferringPhysicianName"),
-    *("ReferringPhysicianIdentificationSequence", "StudyID", "AccessionNumber"),
-    *("IssuerOfAccessionNumberSequence", "StudyDescription", "PhysiciansOfRecord"),
-    *("PhysiciansOfRecordIdentificationSequence", "NameOfPhysiciansReadingStudy"),
-    *("RequestingService", "ReferencedStudySequence", "ProcedureCodeSequence"),
-    *("AdmittingDiagnosesDescription", "PatientAge", "PatientSize", "PatientWeight"),
-    *("Occupation", "AdditionalPatientHistory"),
-)
-"""PS3.3 C.7.2.1, C.7.2.2."""
-
-TYPE_2 = (
-    *("PatientName", "PatientID", "PatientBirthDate", "PatientSex"),
-    *("StudyDate", "StudyTime", "ReferringPhysicianName", "StudyID", "AccessionNumber"),
-)
-"""What the Patient and General Study modules ask to be there, if only empty."""
 
 _DETACHED_STUDY = "1.2.840.10008.3.1.2.3.1"
 """Retired, and still what PS3.3 C.8.8.5 asks to name a study by."""
@@ -192,8 +154,8 @@ def build(series: CtSeries, segmentation: Segmentation, options: RtStructOptions
     encoder = ItemEncoder(options.profile.transfer_syntax == "explicit")
     references = [encoder.reference(one.sop_class_uid, one.sop_instance_uid) for one in series.headers]
     dataset = _scaffold()
-    _patient_and_study(dataset, series.reference)
-    created_at = _local_time(options.created_at, dataset)
+    take_patient_and_study(dataset, series.reference)
+    created_at = local_time(options.created_at, dataset)
     _rt_series(dataset, uids, options, created_at)
     _general_equipment(dataset, options)
     _frame_of_reference(dataset, series)
@@ -304,21 +266,12 @@ def _scaffold() -> FileDataset:
     return dataset
 
 
-def _patient_and_study(dataset: Dataset, reference: Dataset) -> None:
-    """Patient, clinical trial and study modules: the CT's own bytes, character set included."""
-    _take(dataset, reference, ("SpecificCharacterSet", "TimezoneOffsetFromUTC"))
-    _take(dataset, reference, (*PATIENT_MODULE, *CLINICAL_TRIAL_MODULES, *STUDY_MODULES))
-    for keyword in TYPE_2:
-        if keyword not in dataset:
-            setattr(dataset, keyword, "")
-
-
 def _rt_series(dataset: Dataset, uids: _Uids, options: RtStructOptions, created_at: datetime) -> None:
     """PS3.3 C.8.8.1."""
     dataset.Modality = "RTSTRUCT"
     dataset.SeriesInstanceUID = uids.series
     dataset.SeriesNumber = _SERIES_NUMBER
-    dataset.SeriesDate, dataset.SeriesTime = _date_and_time(created_at)
+    dataset.SeriesDate, dataset.SeriesTime = date_and_time(created_at)
     dataset.SeriesDescription = _text(options.series_description, 64)
     dataset.OperatorsName = ""
 
@@ -333,7 +286,7 @@ def _general_equipment(dataset: Dataset, options: RtStructOptions) -> None:
 def _frame_of_reference(dataset: Dataset, series: CtSeries) -> None:
     """PS3.3 C.7.4.1."""
     dataset.FrameOfReferenceUID = series.headers[0].frame_of_reference_uid
-    _take(dataset, series.reference, ("PositionReferenceIndicator",))
+    take(dataset, series.reference, ("PositionReferenceIndicator",))
     if "PositionReferenceIndicator" not in dataset:
         dataset.PositionReferenceIndicator = ""
 
@@ -347,7 +300,7 @@ def _structure_set(
         model=options.model.name,
         version=options.model.version,
         program=options.program_version,
-        date=_date_and_time(created_at)[0],
+        date=date_and_time(created_at)[0],
     )
     dataset.StructureSetLabel = _text(label, LONGEST_LABEL)
     dataset.StructureSetName = _text(options.series_description, 64)
@@ -357,7 +310,7 @@ def _structure_set(
         1024,
     )
     dataset.InstanceNumber = 1
-    dataset.StructureSetDate, dataset.StructureSetTime = _date_and_time(created_at)
+    dataset.StructureSetDate, dataset.StructureSetTime = date_and_time(created_at)
     dataset.ReferencedFrameOfReferenceSequence = [_referenced_frame_of_reference(series)]
     if options.predecessor_sop_instance_uid is not None:
         predecessor = _item()
@@ -462,7 +415,7 @@ def _sop_common(dataset: FileDataset, uids: _Uids, options: RtStructOptions, cre
     """PS3.3 C.12.1, and group 0002 (PS3.10 7.1)."""
     dataset.SOPClassUID = RTStructureSetStorage
     dataset.SOPInstanceUID = uids.sop_instance
-    dataset.InstanceCreationDate, dataset.InstanceCreationTime = _date_and_time(created_at)
+    dataset.InstanceCreationDate, dataset.InstanceCreationTime = date_and_time(created_at)
     dataset.ContributingEquipmentSequence = [_contributing_equipment(options)]
     dataset.file_meta.MediaStorageSOPInstanceUID = UID(uids.sop_instance)
     is_explicit = options.profile.transfer_syntax == "explicit"
@@ -497,45 +450,6 @@ def _remarks(found: StructureMap) -> str:
     confidence = "" if found.confidence is None else f"Confidence {found.confidence:.2f}. "
     flags = f"Look closely: {', '.join(found.flags)}. " if found.flags else ""
     return _text(f"{flags}{confidence}Automatic, not reviewed.", 1024)
-
-
-def _text(text: str, most: int) -> str:
-    """Our own words within a VR's limits, in ASCII, which every character set of a CT contains."""
-    plain = text.encode("ascii", "replace").decode().replace("\\", "/")
-    return plain[:most].strip()
-
-
-def _local_time(created_at: datetime, dataset: Dataset) -> datetime:
-    """On the clock that the CT's dates are read by.
-
-    Timezone Offset From UTC (0008,0201) holds for every date in the object, those of the study
-    too, so it is only there where the CT has it. Else dates are the hospital's wall time
-    (PS3.3 C.12.1.1.8), which is this machine's, and that is what planning systems show.
-    """
-    offset = str(dataset.get("TimezoneOffsetFromUTC") or "").strip()
-    if len(offset) == 5 and offset[0] in "+-" and offset[1:].isdigit():
-        ahead = timedelta(hours=int(offset[1:3]), minutes=int(offset[3:]))
-        return created_at.astimezone(timezone(-ahead if offset[0] == "-" else ahead))
-    return created_at.astimezone()
-
-
-def _date_and_time(moment: datetime) -> tuple[str, str]:
-    return moment.strftime("%Y%m%d"), moment.strftime("%H%M%S")
-
-
-def _take(dataset: Dataset, reference: Dataset, keywords: Iterable[str]) -> None:
-    """Take elements over from the CT: text as the very bytes, whatever its character set."""
-    for keyword in keywords:
-        tag = Tag(keyword)
-        if tag not in reference:
-            continue
-        element = reference.get_item(tag)
-        vr = element.VR or dictionary_VR(tag)
-        if element.is_raw and vr in STR_VR:
-            # By name, which a CT in Implicit VR does not give and Explicit VR needs.
-            dataset[tag] = cast(RawDataElement, element)._replace(VR=vr)
-        else:
-            dataset[tag] = reference[tag]
 
 
 def _item() -> Dataset:

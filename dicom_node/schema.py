@@ -14,7 +14,7 @@ from typing import Any
 from sqlalchemy import JSON, CheckConstraint, ForeignKey, Index, UniqueConstraint, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from dicom_node.states import DeliveryState, JobState, SeriesState
+from dicom_node.states import CompanionKind, DeliveryState, JobState, SeriesState
 
 
 def _one_of(column: str, states: type[StrEnum]) -> CheckConstraint:
@@ -168,6 +168,35 @@ class Delivery(Base):
     sop_instance_uid: Mapped[str | None]
 
 
+class Companion(Base):
+    """Secondary Captures for one destination: pictures beside the RT-STRUCT, or a notice in place of one.
+
+    It never decides what becomes of its job: a picture that is refused takes no contour back.
+    """
+
+    __tablename__ = "companions"
+    __table_args__ = (
+        _one_of("kind", CompanionKind),
+        _one_of("state", DeliveryState),
+        UniqueConstraint("job_id", "destination", "kind", name="one_companion_a_kind"),
+        Index("companions_that_are_due", "destination", "state", "next_attempt_at"),
+    )
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    job_id: Mapped[int] = mapped_column(ForeignKey("jobs.id"), index=True)
+    destination: Mapped[str]
+    kind: Mapped[CompanionKind]
+    state: Mapped[DeliveryState] = mapped_column(default=DeliveryState.PENDING)
+    reason: Mapped[str | None]
+    attempts: Mapped[int] = mapped_column(default=0)
+    created_at: Mapped[float]
+    next_attempt_at: Mapped[float]
+    last_status: Mapped[int | None]
+    stored_at: Mapped[float | None]
+    files: Mapped[list[Any] | None]
+    """In the results folder, each named by the sha256 of its bytes; NULL until they are drawn and fsynced."""
+
+
 class Transition(Base):
     """Every change of state, with its time and reason; written in the same transaction as the change."""
 
@@ -176,7 +205,7 @@ class Transition(Base):
 
     id: Mapped[int] = mapped_column(primary_key=True)
     subject: Mapped[str]
-    """`series`, `job` or `delivery`."""
+    """`series`, `job`, `delivery` or `companion`."""
     subject_id: Mapped[int]
     from_state: Mapped[str | None]
     to_state: Mapped[str]

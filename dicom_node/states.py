@@ -57,6 +57,15 @@ class DeliveryState(StrEnum):
     """A person ended it."""
 
 
+class CompanionKind(StrEnum):
+    """What goes to a destination beside an RT-STRUCT, or in place of one; its states are a delivery's."""
+
+    PICTURES = "PICTURES"
+    """The contours on the CT, for whoever opens the study."""
+    NOTICE = "NOTICE"
+    """Why there are no contours, for whoever waits for them."""
+
+
 SERIES_TRANSITIONS: dict[SeriesState, frozenset[SeriesState]] = {
     SeriesState.RECEIVING: frozenset({SeriesState.COMPLETE}),
     SeriesState.COMPLETE: frozenset({SeriesState.RECEIVING}),  # late slices reopen it

@@ -16,15 +16,17 @@ from typing import Any
 from sqlalchemy import ColumnElement, Engine, distinct, func, or_, select
 from sqlalchemy.orm import Session
 
-from dicom_node import completeness, jobs
+from dicom_node import companions, completeness, jobs
 from dicom_node.database import reading, transaction
 from dicom_node.errors import PermanentError
 from dicom_node.keyed_hash import KeyedHash
-from dicom_node.schema import Arrival, Association, Delivery, Instance, Job, Series, Transition
-from dicom_node.states import DeliveryState
+from dicom_node.schema import Arrival, Association, Companion, Delivery, Instance, Job, Series, Transition
+from dicom_node.states import CompanionKind, DeliveryState
 
 LISTED = 200
 """How many jobs a list shows, the newest first."""
+
+_NAMES = {CompanionKind.PICTURES: "pictures", CompanionKind.NOTICE: "notice"}
 
 Clock = Callable[[], float]
 
@@ -81,6 +83,7 @@ class Story:
     associations: tuple[dict[str, Any], ...]
     transitions: tuple[dict[str, Any], ...]
     deliveries: tuple[dict[str, Any], ...]
+    companions: tuple[dict[str, Any], ...]
     report: dict[str, Any] | None
 
     def as_json(self) -> dict[str, Any]:
@@ -90,6 +93,11 @@ class Story:
     def in_words(self) -> str:
         """A few paragraphs for a person."""
         return "\n".join(_told(self))
+
+
+def headline(job: int, state: str, reason: str | None) -> str:
+    """How a job stands, in a sentence; also what a notice says where there are no contours."""
+    return f"Job {job} is {state}: {reason or 'waits for the worker'}."
 
 
 def list_jobs(engine: Engine) -> JobList:
@@ -118,18 +126,21 @@ def show(engine: Engine, job: int) -> Story:
             associations=tuple(_associations(session, series)),
             transitions=tuple(_transitions(session, found, series)),
             deliveries=tuple(_delivery_facts(one) for one in jobs.deliveries_of(session, found)),
+            companions=tuple(
+                {"kind": str(one.kind), **_delivery_facts(one)} for one in companions.of_job(session, found)
+            ),
             report=found.report,
         )
 
 
 def retry(engine: Engine, job: int, clock: Clock = time.time) -> str:
-    """Do a job that has ended again, or only its deliveries that were refused or cancelled.
+    """Do a job that has ended again, or only what was refused or cancelled of its deliveries and companions.
 
     Raises:
         NoSuchJobError: there is none of this number.
         IllegalTransitionError: it has not ended, or has ended well.
     """
-    return _ask(engine, job, jobs.retry, clock)
+    return _ask(engine, job, companions.retry, clock)
 
 
 def release(engine: Engine, job: int, clock: Clock = time.time) -> str:
@@ -149,7 +160,7 @@ def cancel(engine: Engine, job: int, clock: Clock = time.time) -> str:
         NoSuchJobError: there is none of this number.
         IllegalTransitionError: there is nothing left to cancel.
     """
-    return _ask(engine, job, jobs.cancel, clock)
+    return _ask(engine, job, companions.cancel, clock)
 
 
 def _ask(engine: Engine, number: int, verb: Callable[[Session, Job, float], None], clock: Clock) -> str:
@@ -268,17 +279,23 @@ def _associations(session: Session, series: Series) -> Iterator[dict[str, Any]]:
 
 
 def _transitions(session: Session, job: Job, series: Series) -> Iterator[dict[str, Any]]:
-    """Every change of the job, its series and its deliveries, in order."""
+    """Every change of the job, its series, its deliveries and its companions, in order."""
     deliveries = {one.id: one.destination for one in jobs.deliveries_of(session, job)}
+    beside = {one.id: f"{_NAMES[one.kind]} to {one.destination}" for one in companions.of_job(session, job)}
     of_ours = or_(
         (Transition.subject == "job") & (Transition.subject_id == job.id),
         (Transition.subject == "series") & (Transition.subject_id == series.id),
         (Transition.subject == "delivery") & (Transition.subject_id.in_(deliveries)),
+        (Transition.subject == "companion") & (Transition.subject_id.in_(beside)),
     )
     for change in session.scalars(select(Transition).where(of_ours).order_by(Transition.id)):
-        to = deliveries[change.subject_id] if change.subject == "delivery" else None
+        subject = change.subject
+        if subject == "delivery":
+            subject = f"delivery to {deliveries[change.subject_id]}"
+        elif subject == "companion":
+            subject = beside[change.subject_id]
         yield {
-            "subject": change.subject if to is None else f"delivery to {to}",
+            "subject": subject,
             "from": change.from_state,
             "to": change.to_state,
             "at": _iso(change.at),
@@ -286,7 +303,7 @@ def _transitions(session: Session, job: Job, series: Series) -> Iterator[dict[st
         }
 
 
-def _delivery_facts(delivery: Delivery) -> dict[str, Any]:
+def _delivery_facts(delivery: Delivery | Companion) -> dict[str, Any]:
     return {
         "destination": delivery.destination,
         "state": str(delivery.state),
@@ -313,7 +330,7 @@ def _row(line: JobLine) -> str:
 
 def _told(story: Story) -> Iterator[str]:
     job, series = story.job, story.series
-    yield f"Job {job['number']} is {job['state']}: {job['reason'] or 'waits for the worker'}."
+    yield headline(job["number"], job["state"], job["reason"])
     yield ""
     yield (
         f"The first slice came at {_clock_words(series['first_slice_at'])} UTC, the last at "
@@ -332,7 +349,7 @@ def _told(story: Story) -> Iterator[str]:
     for change in story.transitions:
         yield f"  {_clock_words(change['at'])}  {change['subject']:<8} -> {change['to']}: {change['reason']}"
     yield from _told_work(story.report)
-    yield from _told_deliveries(story.deliveries)
+    yield from _told_deliveries(story.deliveries, story.companions)
     if job["traceback"] is not None:
         yield from ("", "Where it went wrong:", job["traceback"])
 
@@ -347,13 +364,19 @@ def _told_work(report: dict[str, Any] | None) -> Iterator[str]:
         yield f"  {roi['name']:<16} {roi['volume_cm3']:8.1f} cm3  {roi['contours']:4d} contours{flags}"
 
 
-def _told_deliveries(deliveries: Sequence[dict[str, Any]]) -> Iterator[str]:
-    if deliveries:
+def _told_deliveries(deliveries: Sequence[dict[str, Any]], beside: Sequence[dict[str, Any]]) -> Iterator[str]:
+    if deliveries or beside:
         yield ""
     for one in deliveries:
-        again = "" if one["next_attempt_at"] is None else f", next {_clock_words(one['next_attempt_at'])}"
-        why = f": {one['reason']}" if one["reason"] else ""
-        yield f"To {one['destination']}: {one['state']} after {one['attempts']} attempt(s){again}{why}"
+        yield _told_delivery("To", one)
+    for one in beside:
+        yield _told_delivery(f"{_NAMES[one['kind']]} to".capitalize(), one)
+
+
+def _told_delivery(what: str, one: dict[str, Any]) -> str:
+    again = "" if one["next_attempt_at"] is None else f", next {_clock_words(one['next_attempt_at'])}"
+    why = f": {one['reason']}" if one["reason"] else ""
+    return f"{what} {one['destination']}: {one['state']} after {one['attempts']} attempt(s){again}{why}"
 
 
 def _outcome(outcome: str | None) -> str:

@@ -20,8 +20,9 @@ from sqlalchemy import Engine, select
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
-from dicom_node import contouring, jobs, logs, scu, siblings
+from dicom_node import companions, contouring, jobs, logs, scu, siblings
 from dicom_node.assembly import Assembler, spooled
+from dicom_node.companion_sender import CompanionSender
 from dicom_node.config import Config
 from dicom_node.contouring import Contoured, ForwardPassError
 from dicom_node.database import ChangeWatch, reading, transaction
@@ -119,6 +120,7 @@ class Worker:
         self._peer_counts = _peer_counts(config)
         self._assembler = Assembler(config, engine, clock, self._model, self._decoder, self._peer_counts)
         self._deliverer = Deliverer(config, engine, clock)
+        self._companions = CompanionSender(config, engine, clock)
         self._results = Results(config.storage.results)
         self._contouring = ThreadPoolExecutor(1, thread_name_prefix="contour")
         self._under_way: UnderWay | None = None
@@ -163,6 +165,8 @@ class Worker:
             at_end.callback(heartbeat.stop)
             self._deliverer.start()
             at_end.callback(self._deliverer.stop)
+            self._companions.start()
+            at_end.callback(self._companions.stop)
             ready()
             while not stop.is_set():
                 self._wait(stop, watch, self._step_or_rest(stop))
@@ -181,8 +185,11 @@ class Worker:
     def recover(self) -> None:
         """What runs by the database does not run, and no result is being written: the worker starts now."""
         with transaction(self._engine) as session:
-            recovered = [(job.id, job.state) for job in jobs.recover(session, MAX_CRASHES, self._clock())]
-            named = jobs.named_files(session)
+            interrupted = jobs.recover(session, MAX_CRASHES, self._clock())
+            for job in interrupted:
+                companions.follow(session, job, self._config, self._clock())
+            recovered = [(job.id, job.state) for job in interrupted]
+            named = jobs.named_files(session) | companions.named_files(session)
         swept = self._results.sweep(named)
         if swept:
             log.info("results without a job are removed", files=swept)
@@ -398,6 +405,7 @@ class Worker:
                     self._results.discard(file)
                 return
             jobs.finish(session, job, result, destinations, now)
+            companions.follow(session, job, self._config, now)
         self._deliverer.wake()
         log.info(
             "contoured", sop_instance_uid=result.first.sop_instance_uid, seconds=result.report["seconds"]
@@ -436,6 +444,7 @@ class Worker:
                     reason = f"an error of this program: {type(problem).__name__}; its traceback is kept"
                     jobs.fail(session, job, reason, "bug", now, logs.describe(problem))
                     log.error("failed by a bug", exc_info=problem)
+            companions.follow(session, job, self._config, now)
 
     @staticmethod
     def _failed_passes(session: Session, job: Job) -> int:

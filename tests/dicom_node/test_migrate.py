@@ -49,6 +49,7 @@ def test_upgrading_again_changes_nothing_and_many_may_do_it_at_once(tmp_path: Pa
             "series_state_follows_the_table",
             "jobs_state_follows_the_table",
             "deliveries_state_follows_the_table",
+            "companions_state_follows_the_table",
             "transitions_are_history",
         }
-        assert connection.execute(text("SELECT version_num FROM alembic_version")).scalars().all() == ["0002"]
+        assert connection.execute(text("SELECT version_num FROM alembic_version")).scalars().all() == ["0003"]

@@ -156,6 +156,8 @@ def test_what_is_missing_or_flagged_comes_first_on_the_page() -> None:
     page = preview_page.html(missing)
     assert page.index("Not found, contour by hand: Brainstem.") < page.index("<svg")
     assert "not found" in page
+    left_out = replace(missing, lines=(replace(missing.lines[0], flags=("in_pieces",)), *missing.lines[1:]))
+    assert left_out.warnings == ("Left out of the structure set: Brainstem (in pieces).",)
     page = preview_page.html(flagged)
     for words in (
         "cut by field of view, unequal sides",
@@ -178,7 +180,7 @@ def test_neither_page_nor_sheets_depend_on_who_the_patient_is() -> None:
     pages, sheets = set(), set()
     for name in ("Phantom^Test", "Doe^Jane"):
         overrides = {"PatientName": name, "PatientID": name}
-        preview = replace(shown(phantoms.series(Phantom(overrides=overrides)))[0], facts=(), close_ups=())
+        preview = replace(shown(phantoms.series(Phantom(overrides=overrides)))[0], close_ups=(), uids=())
         pages.add(preview_page.html(preview))
         sheets.add(preview_sheets.sheets(preview)[0].tobytes())
     assert len(pages) == len(sheets) == 1

@@ -15,7 +15,7 @@ from pydicom.sr._concepts_dict import concepts as CONCEPTS
 from pydicom.tag import Tag
 from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
-from dicom_node import rt_struct, rt_struct_check
+from dicom_node import ct_identity, rt_struct, rt_struct_check
 from dicom_node.ct_series import CtSeries, assemble
 from dicom_node.ct_slice import read_slice
 from dicom_node.errors import SeriesRejectedError
@@ -118,7 +118,7 @@ def test_patient_and_study_are_the_cts_own_bytes(syntax):
     phantom = Phantom(overrides=JAPANESE, transfer_syntax=syntax)
     ct = read(phantoms.encode(phantoms.slices(phantom)[0]))
     dataset = read(built(phantoms.series(phantom))[0].data)
-    for keyword in (*rt_struct.PATIENT_MODULE, *rt_struct.STUDY_MODULES, "SpecificCharacterSet"):
+    for keyword in (*ct_identity.PATIENT_MODULE, *ct_identity.STUDY_MODULES, "SpecificCharacterSet"):
         tag = Tag(keyword)
         assert (tag in dataset) == (tag in ct)
         if tag in ct and tag != Tag("SpecificCharacterSet"):

@@ -1,0 +1,151 @@
+"""What goes to a destination beside an RT-STRUCT or in place of one: pictures, or a notice.
+
+Owns which companions a job has, and what each event makes of them.
+Speaks rows inside a transaction that the caller has opened; times are UTC epoch seconds.
+Never decides what becomes of a job: a picture that is refused takes no contour back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from dicom_node import jobs
+from dicom_node.config import Config
+from dicom_node.schema import Companion, Job
+from dicom_node.states import CompanionKind, DeliveryState, JobState
+
+WITHOUT_CONTOURS = frozenset({JobState.REJECTED, JobState.FAILED})
+"""Ends of a job after which somebody waits for contours in vain."""
+
+_UNSUCCESSFUL = frozenset({DeliveryState.REFUSED, DeliveryState.CANCELLED})
+
+
+def follow(session: Session, job: Job, config: Config, at: float) -> None:
+    """Ask for what the job's present state calls for, for each destination that wants companions.
+
+    That is pictures where there is an RT-STRUCT, a notice where a job ended without one, and nothing else.
+    What was asked for before is drawn anew: where nothing has changed, it is the same object again.
+    """
+    if job.state is JobState.READY or job.state is JobState.SENT:
+        kind, in_words = CompanionKind.PICTURES, "the contours are to be shown"
+    elif job.state in WITHOUT_CONTOURS and job.rt_struct_file is None:
+        kind, in_words = CompanionKind.NOTICE, "it is to be told why there are no contours"
+    else:
+        return
+    known = {one.destination: one for one in of_job(session, job) if one.kind is kind}
+    for destination in config.destinations:
+        if not destination.preview:
+            continue
+        companion = known.get(destination.name)
+        if companion is None:
+            companion = Companion(
+                job_id=job.id, destination=destination.name, kind=kind, created_at=at, next_attempt_at=at
+            )
+            jobs.begin(session, companion, at, in_words)
+        else:
+            _again(session, companion, in_words, at)
+            companion.files = None
+
+
+def of_job(session: Session, job: Job) -> list[Companion]:
+    """The job's companions, in the order in which they were made."""
+    return list(session.scalars(select(Companion).where(Companion.job_id == job.id).order_by(Companion.id)))
+
+
+def named_files(session: Session) -> set[str]:
+    """The results that a companion names."""
+    lists = session.scalars(select(Companion.files))
+    return {file for files in lists if files for file in files}
+
+
+def send_again(session: Session, job: Job, in_words: str, at: float) -> None:
+    """The job's RT-STRUCT goes out again, and so do its pictures: the same bytes."""
+    for companion in of_job(session, job):
+        if companion.kind is CompanionKind.PICTURES:
+            _again(session, companion, in_words, at)
+
+
+def refuse_forgotten(session: Session, destinations: Iterable[str], at: float) -> None:
+    """End companions of destinations that the configuration no longer has: they would wait unseen."""
+    forgotten = select(Companion).where(
+        Companion.state == DeliveryState.PENDING, Companion.destination.not_in(list(destinations))
+    )
+    for companion in session.scalars(forgotten):
+        reason = f"the configuration has no destination {companion.destination}; add it, then retry"
+        refused(session, companion, None, reason, at)
+
+
+# --- what sending says -------------------------------------------------------------------------
+
+
+def stored(session: Session, companion: Companion, status: int | None, reason: str, at: float) -> None:
+    """The destination has all sheets."""
+    companion.stored_at = at
+    _answered(session, companion, DeliveryState.STORED, status, reason, at)
+
+
+def refused(session: Session, companion: Companion, status: int | None, reason: str, at: float) -> None:
+    """They cannot be drawn, or the destination will never take them; a person must look."""
+    _answered(session, companion, DeliveryState.REFUSED, status, reason, at)
+
+
+def postponed(companion: Companion, status: int | None, reason: str, next_attempt_at: float) -> None:
+    """A transient failure: due again at `next_attempt_at`."""
+    companion.attempts += 1
+    companion.last_status, companion.reason = status, reason
+    companion.next_attempt_at = next_attempt_at
+
+
+def _answered(
+    session: Session, companion: Companion, state: DeliveryState, status: int | None, reason: str, at: float
+) -> None:
+    companion.attempts += 1
+    companion.last_status = status
+    jobs.move(session, companion, state, at, reason)
+
+
+# --- what a person says ------------------------------------------------------------------------
+
+
+def retry(session: Session, job: Job, at: float) -> None:
+    """The job again, as `jobs.retry` does it; where it has ended well, what was refused beside it.
+
+    A notice that has not gone out yet is none any more.
+
+    Raises:
+        IllegalTransitionError: the job has not ended, or has ended well and nothing beside it was refused.
+    """
+    wanted = [one for one in of_job(session, job) if one.state in _UNSUCCESSFUL]
+    if job.state is JobState.SENT and wanted:
+        for companion in wanted:
+            _again(session, companion, "a person asked to send it again", at)
+        return
+    jobs.retry(session, job, at)
+    for companion in of_job(session, job):
+        if companion.kind is CompanionKind.NOTICE and companion.state is DeliveryState.PENDING:
+            jobs.move(session, companion, DeliveryState.CANCELLED, at, "the job is done again")
+
+
+def cancel(session: Session, job: Job, at: float) -> None:
+    """What is left to be sent of the job, as `jobs.cancel` does it, and of its companions.
+
+    Raises:
+        IllegalTransitionError: there is nothing left to cancel.
+    """
+    pending = [one for one in of_job(session, job) if one.state is DeliveryState.PENDING]
+    for companion in pending:
+        jobs.move(session, companion, DeliveryState.CANCELLED, at, "a person cancelled it")
+    try:
+        jobs.cancel(session, job, at)
+    except jobs.IllegalTransitionError:
+        if not pending:
+            raise
+
+
+def _again(session: Session, companion: Companion, in_words: str, at: float) -> None:
+    if companion.state is not DeliveryState.PENDING:
+        jobs.move(session, companion, DeliveryState.PENDING, at, in_words)
+    companion.next_attempt_at, companion.attempts = at, 0

@@ -1,0 +1,186 @@
+"""What a companion shows: the contours on their CT, or the reason why there are none.
+
+Owns the way from a job's row, its RT-STRUCT and its slices in the spool to the bytes of Secondary Captures.
+Speaks an `Order` in, captures out; made of the same it is the same bytes, whenever it is painted.
+Never files a notice under one patient where the slices name several.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+from pydicom import Dataset, dcmread
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from dicom_node import __version__, preview_sheets, secondary_capture
+from dicom_node.config import Storage
+from dicom_node.ct_series import CtSeries, assemble
+from dicom_node.ct_slice import read_slice
+from dicom_node.errors import PermanentError
+from dicom_node.notice import SERIES_DESCRIPTION, notice_of
+from dicom_node.preview import NOT_FOR_DIAGNOSIS, Preview, preview_of
+from dicom_node.schema import Companion, Instance, Job, Series
+from dicom_node.secondary_capture import Caption, Capture
+from dicom_node.states import CompanionKind, JobState
+
+PICTURES_SERIES_NUMBER, NOTICE_SERIES_NUMBER = 9002, 9003
+"""Beside the RT-STRUCT's own, far from those of scanners."""
+_WHOSE = ("PatientID", "StudyInstanceUID")
+
+
+class CannotPaintError(PermanentError):
+    """There is nothing to paint from, or nobody to file it under."""
+
+
+@dataclass(frozen=True)
+class Order:
+    """All that a companion is painted from, besides the files themselves.
+
+    Attributes:
+        job: its number.
+        created_at: the job's, UTC epoch seconds.
+        rt_struct: file and sha256; None where there is none.
+        instances: file in the spool by SOP Instance UID, in the order of their arrival.
+    """
+
+    kind: CompanionKind
+    job: int
+    state: JobState
+    reason: str
+    reason_code: str
+    revision: int
+    model_sha256: str
+    template: str
+    created_at: float
+    series_instance_uid: str
+    rt_struct: tuple[Path, str] | None
+    report: Mapping[str, Any]
+    instances: Mapping[str, Path]
+
+
+def order_of(session: Session, companion: Companion, storage: Storage) -> Order:
+    """What is to be painted."""
+    job = session.get_one(Job, companion.job_id)
+    series = session.get_one(Series, job.series_id)
+    rows = select(Instance.sop_instance_uid, Instance.file).where(Instance.series_id == series.id)
+    file, sha256 = job.rt_struct_file, job.rt_struct_sha256
+    return Order(
+        kind=companion.kind,
+        job=job.id,
+        state=job.state,
+        reason=job.reason or "",
+        reason_code=job.reason_code or "",
+        revision=job.revision,
+        model_sha256=job.model_sha256,
+        template=job.template,
+        created_at=job.created_at,
+        series_instance_uid=series.series_instance_uid,
+        rt_struct=None if file is None or sha256 is None else (storage.results / file, sha256),
+        report=job.report or {},
+        instances={uid: storage.spool / name for uid, name in session.execute(rows.order_by(Instance.id))},
+    )
+
+
+def paint(order: Order) -> tuple[Capture, ...]:
+    """The companion's sheets, encoded.
+
+    Raises:
+        CannotPaintError: the RT-STRUCT or a slice is gone, or the slices name several patients.
+        OSError: the disk does not answer.
+    """
+    try:
+        return _pictures(order) if order.kind is CompanionKind.PICTURES else _notice(order)
+    except FileNotFoundError as problem:
+        raise CannotPaintError(
+            "a slice, or the RT-STRUCT, is not in the storage folder any more"
+        ) from problem
+
+
+def _pictures(order: Order) -> tuple[Capture, ...]:
+    if order.rt_struct is None:
+        raise CannotPaintError("the job has no RT-STRUCT that could be shown")
+    file, sha256 = order.rt_struct
+    data = file.read_bytes()
+    if hashlib.sha256(data).hexdigest() != sha256:
+        raise CannotPaintError("the stored RT-STRUCT changed on the disk; retry to contour again")
+    dataset = dcmread(BytesIO(data))
+    series = _series(dataset, order)
+    shown = preview_of(series, data, order.report)
+    caption = Caption(
+        made_of=("pictures", str(dataset.SOPInstanceUID)),
+        created_at=datetime.fromtimestamp(order.created_at, UTC),
+        series_number=PICTURES_SERIES_NUMBER,
+        series_description=_pictures_description(shown),
+        comments=" ".join((*shown.warnings, NOT_FOR_DIAGNOSIS)),
+        derivation=f"RT Structure Set {dataset.SOPInstanceUID} drawn on its CT by AnatomyNode {__version__}",
+    )
+    return secondary_capture.build(series.reference, preview_sheets.sheets(shown), caption)
+
+
+def _series(rt_struct: Dataset, order: Order) -> CtSeries:
+    """The very slices that were contoured; others may have come since."""
+    study = rt_struct.ReferencedFrameOfReferenceSequence[0].RTReferencedStudySequence[0]
+    images = study.RTReferencedSeriesSequence[0].ContourImageSequence
+    return assemble(
+        (read_slice(order.instances[image.ReferencedSOPInstanceUID]) for image in images), min_slices=2
+    )
+
+
+def _pictures_description(shown: Preview) -> str:
+    """What the list of series shows, within 64 characters."""
+    missing = sum(not line.is_drawn for line in shown.lines)
+    odd = sum(line.is_drawn and bool(line.remarks) for line in shown.lines)
+    told = [f"{missing} not found"] if missing else []
+    told += [f"{odd} to check"] if odd else []
+    return ": ".join(("AnatomyNode pictures (unapproved)", *([", ".join(told)] if told else [])))
+
+
+def _notice(order: Order) -> tuple[Capture, ...]:
+    reference = _reference(order)
+    series_number = str(reference.get("SeriesNumber") or "").strip()
+    notice = notice_of(order.job, order.state, order.reason, series_number, len(order.instances))
+    caption = Caption(
+        made_of=(
+            *("notice", order.series_instance_uid, str(order.revision), order.model_sha256, order.template),
+            *(order.state, order.reason_code, order.reason),
+        ),
+        created_at=datetime.fromtimestamp(order.created_at, UTC),
+        series_number=NOTICE_SERIES_NUMBER,
+        series_description=SERIES_DESCRIPTION,
+        comments=notice.comments,
+        derivation=f"Written by AnatomyNode {__version__} in place of a structure set",
+    )
+    sheet = preview_sheets.text_sheet(notice.title, notice.message, notice.paragraphs)
+    return secondary_capture.build(reference, [sheet], caption)
+
+
+def _reference(order: Order) -> Dataset:
+    """The first slice that can be read, without its pixels.
+
+    Raises:
+        CannotPaintError: none can be read, or they name several patients or studies.
+    """
+    reference, whose = None, set()
+    for file in order.instances.values():
+        try:
+            dataset = dcmread(file, stop_before_pixels=True)
+            whose.add(tuple(str(dataset.get(keyword) or "") for keyword in _WHOSE))
+        except OSError:
+            raise
+        except Exception:  # noqa: S112 (pydicom has no common root for what malformed bytes can raise)
+            continue
+        reference = reference or dataset
+    if reference is None:
+        raise CannotPaintError("no slice can be read, so nobody knows whose study the notice belongs to")
+    if len(whose) > 1:
+        raise CannotPaintError(
+            f"the slices name {len(whose)} patients or studies: no notice is filed under one of them"
+        )
+    return reference
