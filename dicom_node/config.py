@@ -30,6 +30,7 @@ from dicom_node.profiles import (
     ProfileName,
     RoiType,
 )
+from inference.flags import FLAGS, NOT_FOUND, SERIES_FLAGS
 
 Seconds = Annotated[float, Field(gt=0)]
 Port = Annotated[int, Field(ge=1, le=65535)]
@@ -173,6 +174,31 @@ class RtStruct(_Section):
     """The clinic's own names and colours, as YAML; None: the model's."""
 
 
+class Review(_Section):
+    """What becomes of what looks odd; what is in neither list is only told."""
+
+    leave_out: tuple[str, ...] = ()
+    """A structure with one of these flags is not drawn, and the job says so."""
+    hold: tuple[str, ...] = ()
+    """A series, or a structure that is drawn, with one of these flags holds the job until it is released."""
+
+    @field_validator("leave_out")
+    @classmethod
+    def _are_flags_of_what_is_there(cls, flags: tuple[str, ...]) -> tuple[str, ...]:
+        return _known(flags, tuple(flag for flag in FLAGS if flag != NOT_FOUND))
+
+    @field_validator("hold")
+    @classmethod
+    def _are_flags(cls, flags: tuple[str, ...]) -> tuple[str, ...]:
+        return _known(flags, (*FLAGS, *SERIES_FLAGS))
+
+
+def _known(flags: tuple[str, ...], known: tuple[str, ...]) -> tuple[str, ...]:
+    if unknown := [flag for flag in flags if flag not in known]:
+        raise ValueError(f"there is no flag {', '.join(unknown)}; known: {', '.join(known)}")
+    return flags
+
+
 class EditionChoice(_Section):
     """How a destination wants its RT Structure Sets; None: as the profile has it."""
 
@@ -249,6 +275,7 @@ class Config(_Section):
     model: ModelChoice = ModelChoice()
     inference: Inference = Inference()
     rt_struct: RtStruct = RtStruct()
+    review: Review = Review()
     destinations: tuple[Destination, ...]
     retry: Retry = Retry()
     http: Http = Http()

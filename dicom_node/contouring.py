@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from dicom_node import preview_page, preview_sheets, rt_struct, rt_struct_check
+from dicom_node import preview_page, preview_sheets, review, rt_struct, rt_struct_check
 from dicom_node.config import Config, ModelChoice
 from dicom_node.ct_folder import Progress, no_progress, read_folder
 from dicom_node.ct_series import CtSeries
@@ -99,7 +99,7 @@ def contour(
         RtStructCheckError: what was written is not what was segmented.
     """
     watch = Stopwatch()
-    segmentation = _segment(series, segmenter)
+    segmentation = review.without(_segment(series, segmenter), options.leave_out)
     watch.seconds.update(segmentation.seconds)
     wanted = (options, *others)
     with watch.stage("rt_struct"):

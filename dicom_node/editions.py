@@ -105,6 +105,7 @@ def _read(
         program_version=__version__,
         template=template,
         profile=profile,
+        leave_out=config.review.leave_out,
     )
 
 

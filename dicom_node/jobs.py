@@ -48,6 +48,7 @@ RETRIABLE = JOB_ENDS - {JobState.SENT}
 _UNSUCCESSFUL = frozenset({DeliveryState.REFUSED, DeliveryState.CANCELLED})
 
 CRASHED = "the worker ended while it contoured this job; it is contoured again"
+HELD_FOR_REVIEW = "a person should look before this is sent"
 ASKED_AGAIN = "a person asked to do it again"
 
 
@@ -84,12 +85,14 @@ class Result:
         in_words: one sentence of what was found, for the job's story.
         editions: what each destination gets, where it is not the first one; a destination that gets
             nothing has the reason in its place.
+        hold: why a person should see it before it goes out; None where it may go.
     """
 
     first: Kept
     report: Mapping[str, Any]
     in_words: str
     editions: Mapping[str, Kept | str] = field(default_factory=dict)
+    hold: str | None = None
 
     @property
     def kept(self) -> tuple[Kept, ...]:
@@ -256,6 +259,19 @@ def finish(session: Session, job: Job, result: Result, destinations: Iterable[st
         if isinstance(edition, str) and delivery.state is DeliveryState.PENDING:
             move(session, delivery, DeliveryState.REFUSED, at, edition)
     settle(session, job, at)
+
+
+def hold_for_review(session: Session, job: Job, result: Result, at: float) -> bool:
+    """Whether the job waits for a person now, with the report of what was found but without its RT-STRUCT.
+
+    Released, it is contoured again, to the same bytes; it is held only once.
+    """
+    if result.hold is None or times_so_far(session, job, HELD_FOR_REVIEW) > 0:
+        return False
+    job.report = dict(result.report)
+    reason = f"{HELD_FOR_REVIEW}: {result.hold}; to send it, run `anatomynode jobs release {job.id}`"
+    move(session, job, JobState.HELD, at, reason, "held_for_review")
+    return True
 
 
 def _assign(delivery: Delivery, edition: Kept | str) -> None:

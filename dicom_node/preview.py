@@ -18,7 +18,7 @@ from pydicom import dcmread
 from dicom_node.ct_series import CtSeries
 from dicom_node.received import ReceivedRoi, read_rois
 from dicom_node.views import Floats, View, three_views
-from inference.plausibility import NOT_FOUND
+from inference.flags import NOT_FOUND
 from inference.volume import PlaneStack
 
 TITLE = "Automatic contours, not approved"

@@ -67,6 +67,7 @@ class RtStructOptions:
         template: the clinic's names and colours.
         profile: what the destination wants.
         predecessor_sop_instance_uid: the structure set of an earlier revision of the series.
+        leave_out: flags; a structure that has one was taken out of the segmentation (`review.without`).
     """
 
     contour_mode: ContourMode
@@ -79,6 +80,7 @@ class RtStructOptions:
     template: Template = UNCHANGED
     profile: Profile = GENERIC
     predecessor_sop_instance_uid: str | None = None
+    leave_out: tuple[str, ...] = ()
 
     def appearance(self, structure: Structure) -> Appearance | None:
         """The name and colour of a structure; None where the template leaves it out."""
@@ -195,6 +197,7 @@ class _Uids:
             options.structure_set_label,
             options.series_description,
             options.predecessor_sop_instance_uid or "",
+            repr(sorted(options.leave_out)),
             options.program_version,
         )
         return cls(derive_uid("SOP Instance", *made_of), derive_uid("Series", *made_of))

@@ -20,7 +20,7 @@ from sqlalchemy import Engine, select
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
-from dicom_node import companions, contouring, jobs, logs, scu, siblings
+from dicom_node import companions, contouring, jobs, logs, review, scu, siblings
 from dicom_node.assembly import Assembler, spooled
 from dicom_node.companion_sender import CompanionSender
 from dicom_node.config import Config
@@ -362,7 +362,8 @@ class Worker:
         done = contouring.contour(series, self._segmenter, *(options for options, _ in editions))
         seconds = {stage: round(value, 4) for stage, value in {**watch.seconds, **done.seconds}.items()}
         done = replace(done, report={**done.report, "seconds": seconds}, seconds=seconds)
-        return self._kept(done, [names for _, names in editions])
+        why = review.why_to_hold(series, done.segmentation, self._config.review.hold)
+        return replace(self._kept(done, [names for _, names in editions]), hold=why)
 
     def _kept(self, contoured: Contoured, destinations: list[tuple[str, ...]]) -> Result:
         """The result after its bytes are fsynced; the same bytes have the same name.
@@ -400,9 +401,11 @@ class Worker:
         destinations = [destination.name for destination in self._config.destinations]
         with self._ending(run) as (session, job, now):
             if job is None:
-                named = jobs.named_files(session)
-                for file in {kept.file for kept in result.kept} - named:
-                    self._results.discard(file)
+                self._discard(session, result)
+                return
+            if jobs.hold_for_review(session, job, result, now):
+                self._discard(session, result)
+                log.warning("held for review", job=job.id)
                 return
             jobs.finish(session, job, result, destinations, now)
             companions.follow(session, job, self._config, now)
@@ -410,6 +413,11 @@ class Worker:
         log.info(
             "contoured", sop_instance_uid=result.first.sop_instance_uid, seconds=result.report["seconds"]
         )
+
+    def _discard(self, session: Session, result: Result) -> None:
+        """Remove the files of a result that no job is to have."""
+        for file in {kept.file for kept in result.kept} - jobs.named_files(session):
+            self._results.discard(file)
 
     def _end_badly(self, run: Run, problem: Exception) -> None:
         """The class of the error decides what becomes of the job."""

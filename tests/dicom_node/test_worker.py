@@ -290,6 +290,51 @@ def test_an_unapproved_model_sends_nothing_and_says_what_to_do(make_node: Callab
     assert node.job().state is JobState.READY
 
 
+def test_what_review_holds_waits_with_its_reason_and_goes_out_once_it_is_released(
+    make_node: Callable[..., Node],
+) -> None:
+    node = make_node(review={"hold": ["out_of_place"]})
+    worker = node.worker()
+    node.segmenters[0].flags = ("in_pieces", "out_of_place")
+    node.receive()
+    node.now += 2.0
+    node.step(worker)
+    job = node.job()
+    assert (job.state, job.reason_code) == (JobState.HELD, "held_for_review")
+    assert "Brainstem: out of place;" in (job.reason or "")
+    assert f"jobs release {job.id}" in (job.reason or "")
+    assert (job.report or {})["rois"][0]["flags"] == ["in_pieces", "out_of_place"]
+    assert (node.deliveries(), list(node.config.storage.results.iterdir())) == ([], [])
+    with transaction(node.engine) as session:
+        jobs.release(session, session.get_one(Job, job.id), node.now)
+    node.step(worker)
+    assert node.job().state is JobState.READY
+    assert [delivery.state for delivery in node.deliveries()] == [DeliveryState.PENDING]
+
+
+def test_what_review_does_not_name_goes_out_with_its_flags(make_node: Callable[..., Node]) -> None:
+    node = make_node(review={"hold": ["low_confidence"], "leave_out": ["unequal_sides"]})
+    worker = node.worker()
+    node.segmenters[0].flags = ("out_of_place",)
+    node.receive()
+    node.now += 2.0
+    node.step(worker)
+    assert node.job().state is JobState.READY
+    written = dcmread(node.config.storage.results / str(node.job().rt_struct_file))
+    assert "out_of_place" in written.RTROIObservationsSequence[0].ROIObservationDescription
+
+
+def test_a_series_of_which_review_leaves_nothing_is_rejected(make_node: Callable[..., Node]) -> None:
+    node = make_node(review={"leave_out": ["out_of_place"]})
+    worker = node.worker()
+    node.segmenters[0].flags = ("out_of_place",)
+    node.receive()
+    node.now += 2.0
+    node.step(worker)
+    assert (node.job().state, node.job().reason_code) == (JobState.REJECTED, "nothing_found")
+    assert "Brainstem: out_of_place" in (node.job().reason or "")
+
+
 def test_late_slices_during_the_run_drop_its_outcome_and_all_are_contoured(
     node: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
