@@ -26,6 +26,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from dicom_node import contouring, scu
 from dicom_node.config import Config, Destination, Tls, read_config
 from dicom_node.database import open_engine, reading
+from dicom_node.editions import Editions
 from dicom_node.errors import AnatomyNodeError, ConfigurationError
 from dicom_node.listener import tls_context
 from dicom_node.metrics import BYTES_A_MIB
@@ -138,7 +139,20 @@ def _model(config: Config) -> Iterator[Finding]:
         wrong = "is not set" if approved is None else "names another model"
         reason = f"model.approved_sha256 {wrong}: results are HELD, nothing is sent"
         yield Finding("model approval", described.name, reason, fatal=False)
+    yield from _editions(config, package)
     yield _device(config, package)
+
+
+def _editions(config: Config, package: ModelPackage) -> Iterator[Finding]:
+    """Whether names, colours and labels fit what each destination takes."""
+    try:
+        editions = Editions.read(config, package.description)
+    except ConfigurationError as problem:
+        for line in problem.problems:
+            yield Finding("RT Structure Sets", "", line)
+        return
+    names = ", ".join(editions.by_destination) or "no destination"
+    yield Finding("RT Structure Sets", f"names, colours and labels fit: {names}")
 
 
 def _device(config: Config, package: ModelPackage) -> Finding:

@@ -384,7 +384,9 @@ def models_export(
     half: Annotated[bool, typer.Option("--half", help="Convolutions in float16, for GPUs.")] = False,
     held_out: Annotated[
         Path | None,
-        typer.Option("--held-out", help="cross_validation.csv, for thresholds and confidence.", exists=True),
+        typer.Option(
+            "--held-out", help="held_out.csv of the training, for thresholds and trust.", exists=True
+        ),
     ] = None,
 ) -> None:
     """Make a model package from a checkpoint (extra `train`)."""

@@ -16,6 +16,21 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from dicom_node.errors import ConfigurationError
+from dicom_node.profiles import (
+    PROFILES,
+    EmptyStructures,
+    Encoding,
+    Holes,
+    Label,
+    NameCase,
+    NameLength,
+    NamePrefix,
+    PointsPerContour,
+    Profile,
+    ProfileName,
+    RoiType,
+)
+from inference.flags import FLAGS, NOT_FOUND, SERIES_FLAGS
 
 Seconds = Annotated[float, Field(gt=0)]
 Port = Annotated[int, Field(ge=1, le=65535)]
@@ -153,8 +168,61 @@ class RtStruct(_Section):
     contour_mode: Literal["smooth", "voxel"] = "smooth"
     simplify_mm: Annotated[float, Field(ge=0, le=0.1)] = 0.1
     """The furthest that a simplified contour may leave the traced one (smooth mode)."""
-    structure_set_label: Annotated[str, Field(min_length=1, max_length=16)] = "AnatomyNode"
+    structure_set_label: Label = "AnatomyNode"
     series_description: Annotated[str, Field(max_length=64)] = "AnatomyNode contours (unapproved)"
+    template: Path | None = None
+    """The clinic's own names and colours, as YAML; None: the model's."""
+
+
+class Review(_Section):
+    """What becomes of what looks odd; what is in neither list is only told."""
+
+    leave_out: tuple[str, ...] = ()
+    """A structure with one of these flags is not drawn, and the job says so."""
+    hold: tuple[str, ...] = ()
+    """A series, or a structure that is drawn, with one of these flags holds the job until it is released."""
+
+    @field_validator("leave_out")
+    @classmethod
+    def _are_flags_of_what_is_there(cls, flags: tuple[str, ...]) -> tuple[str, ...]:
+        return _known(flags, tuple(flag for flag in FLAGS if flag != NOT_FOUND))
+
+    @field_validator("hold")
+    @classmethod
+    def _are_flags(cls, flags: tuple[str, ...]) -> tuple[str, ...]:
+        return _known(flags, (*FLAGS, *SERIES_FLAGS))
+
+
+def _known(flags: tuple[str, ...], known: tuple[str, ...]) -> tuple[str, ...]:
+    if unknown := [flag for flag in flags if flag not in known]:
+        raise ValueError(f"there is no flag {', '.join(unknown)}; known: {', '.join(known)}")
+    return flags
+
+
+class EditionChoice(_Section):
+    """How a destination wants its RT Structure Sets; None: as the profile has it."""
+
+    profile: ProfileName = "generic"
+    template: Path | None = None
+    """None: that of `rt_struct`."""
+    structure_set_label: Label | None = None
+    """None: that of `rt_struct`."""
+    name_length: NameLength | None = None
+    name_case: NameCase | None = None
+    name_prefix: NamePrefix | None = None
+    holes: Holes | None = None
+    points_per_contour: PointsPerContour | None = None
+    empty_structures: EmptyStructures | None = None
+    roi_type: RoiType | None = None
+    transfer_syntax: Encoding | None = None
+
+    @property
+    def resolved(self) -> Profile:
+        """The profile, with what is said here in its place."""
+        said = {name: getattr(self, name) for name in Profile.model_fields}
+        return PROFILES[self.profile].model_copy(
+            update={name: value for name, value in said.items() if value is not None}
+        )
 
 
 class Destination(_Section):
@@ -172,6 +240,7 @@ class Destination(_Section):
     """For the association's acceptance and for each answer."""
     preview: bool = False
     """Whether it also gets pictures of the contours, and of a refusal its words, as Secondary Captures."""
+    rt_struct: EditionChoice = EditionChoice()
 
 
 class Retry(_Section):
@@ -206,6 +275,7 @@ class Config(_Section):
     model: ModelChoice = ModelChoice()
     inference: Inference = Inference()
     rt_struct: RtStruct = RtStruct()
+    review: Review = Review()
     destinations: tuple[Destination, ...]
     retry: Retry = Retry()
     http: Http = Http()

@@ -1,4 +1,4 @@
-"""Contours as the bytes of a Contour Sequence (3006,0040), Implicit VR Little Endian.
+"""Contours as the bytes of a Contour Sequence (3006,0040), in Implicit or Explicit VR Little Endian.
 
 Owns how a point in the patient becomes decimal strings.
 Speaks contours in (row, column) index coordinates in, encoded sequence items out (PS3.5 7.5, PS3.3 C.8.8.6).
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import islice
 
 import numpy as np
@@ -21,37 +22,55 @@ _CONSTANT_MM = 1e-4
 """A coordinate that varies less than this over the whole slice is written as the slice's own."""
 
 
-def encode_contours(contours: Sequence[Contour], planes: PlaneStack, references: Sequence[bytes]) -> bytes:
-    """The value of a Contour Sequence: one item a contour.
+@dataclass(frozen=True)
+class ItemEncoder:
+    """Writes sequence items in one of the two encodings.
 
     The items are encoded here rather than as pydicom data sets, which would judge each of some
     hundred thousand numbers by itself.
-
-    Args:
-        contours: of one structure.
-        planes: where their points lie.
-        references: `encode_reference` of each slice.
     """
-    return b"".join(
-        _item(
-            _element(0x3006, 0x0016, references[contour.slice_index]),
-            _element(0x3006, 0x0042, b"CLOSED_PLANAR"),
-            _element(0x3006, 0x0046, b"%d" % len(contour.points)),
-            _element(0x3006, 0x0048, b"%d" % number),
-            _element(0x3006, 0x0050, data),
-        )
-        for number, (contour, data) in enumerate(
-            zip(contours, _contour_data(contours, planes), strict=True), start=1
-        )
-    )
 
+    explicit: bool
 
-def encode_reference(sop_class_uid: str, sop_instance_uid: str) -> bytes:
-    """One item of a Contour Image Sequence (3006,0016)."""
-    return _item(
-        _element(0x0008, 0x1150, sop_class_uid.encode("ascii"), b"\0"),
-        _element(0x0008, 0x1155, sop_instance_uid.encode("ascii"), b"\0"),
-    )
+    def contours(self, contours: Sequence[Contour], planes: PlaneStack, references: Sequence[bytes]) -> bytes:
+        """The value of a Contour Sequence: one item a contour.
+
+        Args:
+            contours: of one structure. Where one of them is a hole, all are CLOSEDPLANAR_XOR.
+            planes: where their points lie.
+            references: `reference` of each slice.
+        """
+        if not contours:
+            return b""
+        is_xor = any(contour.is_hole for contour in contours)
+        geometric_type = b"CLOSEDPLANAR_XOR" if is_xor else b"CLOSED_PLANAR"
+        return b"".join(
+            _item(
+                self._element(0x3006, 0x0016, b"SQ", references[contour.slice_index]),
+                self._element(0x3006, 0x0042, b"CS", geometric_type),
+                self._element(0x3006, 0x0046, b"IS", b"%d" % len(contour.points)),
+                self._element(0x3006, 0x0048, b"IS", b"%d" % number),
+                self._element(0x3006, 0x0050, b"DS", data),
+            )
+            for number, (contour, data) in enumerate(
+                zip(contours, _contour_data(contours, planes), strict=True), start=1
+            )
+        )
+
+    def reference(self, sop_class_uid: str, sop_instance_uid: str) -> bytes:
+        """One item of a Contour Image Sequence (3006,0016)."""
+        return _item(
+            self._element(0x0008, 0x1150, b"UI", sop_class_uid.encode("ascii"), b"\0"),
+            self._element(0x0008, 0x1155, b"UI", sop_instance_uid.encode("ascii"), b"\0"),
+        )
+
+    def _element(self, group: int, number: int, vr: bytes, value: bytes, padding: bytes = b" ") -> bytes:
+        """PS3.5 7.1; a DS that is longer than two bytes can tell raises `struct.error`."""
+        padded = value + padding * (len(value) % 2)
+        if not self.explicit:
+            return struct.pack("<HHI", group, number, len(padded)) + padded
+        layout = "<HH2s2xI" if vr == b"SQ" else "<HH2sH"
+        return struct.pack(layout, group, number, vr, len(padded)) + padded
 
 
 def _contour_data(contours: Sequence[Contour], planes: PlaneStack) -> Iterator[bytes]:
@@ -74,11 +93,6 @@ def _contour_data(contours: Sequence[Contour], planes: PlaneStack) -> Iterator[b
         )
         text = "\\".join([point] * length) % tuple(islice(numbers, length * rounded))
         yield text.encode("ascii")
-
-
-def _element(group: int, number: int, value: bytes, padding: bytes = b" ") -> bytes:
-    padded = value + padding * (len(value) % 2)
-    return struct.pack("<HHI", group, number, len(padded)) + padded
 
 
 def _item(*elements: bytes) -> bytes:

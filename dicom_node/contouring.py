@@ -11,16 +11,17 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from dicom_node import __version__, preview_page, preview_sheets, rt_struct, rt_struct_check
+from dicom_node import preview_page, preview_sheets, review, rt_struct, rt_struct_check
 from dicom_node.config import Config, ModelChoice
 from dicom_node.ct_folder import Progress, no_progress, read_folder
 from dicom_node.ct_series import CtSeries
 from dicom_node.durable import write_durably
+from dicom_node.editions import Editions
 from dicom_node.errors import (
     AnatomyNodeError,
     ConfigurationError,
@@ -29,7 +30,8 @@ from dicom_node.errors import (
     TransientError,
 )
 from dicom_node.preview import preview_of
-from dicom_node.rt_struct import RtStruct, RtStructOptions
+from dicom_node.rt_struct import IncompleteError, RtStruct, RtStructOptions
+from dicom_node.rt_struct_check import RtStructCheckError
 from inference.errors import DeviceUnavailableError, InferenceFailedError, OutsideModelError
 from inference.segmentation import Segmentation
 from inference.segmenter import Segmenter
@@ -57,10 +59,13 @@ class Contoured:
     """What became of a series.
 
     Attributes:
+        rt_struct: the first edition that could be made; the report is about this one.
+        editions: each one that was asked for, in that order, built and checked; or why there is none.
         seconds: wall time by stage: `preprocess`, `forward`, `postprocess`, `rt_struct`, `check`.
     """
 
     rt_struct: RtStruct
+    editions: tuple[RtStruct | IncompleteError, ...]
     segmentation: Segmentation
     report: Report
     seconds: dict[str, float]
@@ -81,24 +86,42 @@ class Stopwatch:
         self.seconds[name] = self._clock() - start
 
 
-def contour(series: CtSeries, segmenter: Segmenter, options: RtStructOptions) -> Contoured:
-    """Segment a series, write its RT Structure Set, and read that back against the mask.
+def contour(
+    series: CtSeries, segmenter: Segmenter, options: RtStructOptions, *others: RtStructOptions
+) -> Contoured:
+    """Segment a series, write its RT Structure Set in each edition, and read those back against the mask.
 
     Raises:
         SeriesRejectedError: the volume is nothing that the model was made for.
+        IncompleteError: a structure was not found, and no edition does without it.
         ForwardPassError: the network did not run through; it may later.
         MemoryError: the machine has too little for this series.
         RtStructCheckError: what was written is not what was segmented.
     """
     watch = Stopwatch()
-    segmentation = _segment(series, segmenter)
+    segmentation = review.without(_segment(series, segmenter), options.leave_out)
     watch.seconds.update(segmentation.seconds)
+    wanted = (options, *others)
     with watch.stage("rt_struct"):
-        structure_set = rt_struct.build(series, segmentation, options)
+        editions = tuple(_built(series, segmentation, one) for one in wanted)
     with watch.stage("check"):
-        rt_struct_check.check(structure_set.data, series, segmentation, options)
-    report = _report(series, structure_set, segmentation, options.model, watch.seconds)
-    return Contoured(structure_set, segmentation, report, watch.seconds)
+        for edition, one in zip(editions, wanted, strict=True):
+            if isinstance(edition, RtStruct):
+                rt_struct_check.check(edition.data, series, segmentation, one)
+    first = next((edition for edition in editions if isinstance(edition, RtStruct)), None)
+    if first is None:
+        raise next(edition for edition in editions if isinstance(edition, IncompleteError))
+    report = _report(series, first, segmentation, options.model, watch.seconds)
+    return Contoured(first, editions, segmentation, report, watch.seconds)
+
+
+def _built(
+    series: CtSeries, segmentation: Segmentation, options: RtStructOptions
+) -> RtStruct | IncompleteError:
+    try:
+        return rt_struct.build(series, segmentation, options)
+    except IncompleteError as incomplete:
+        return incomplete
 
 
 def contour_folder(
@@ -143,7 +166,13 @@ def _contour_folder(
         progress("loading the model", 0, 1)
         segmenter = segmenter_of(package, settings)
     progress("contouring", 0, 1)
-    done = contour(series, segmenter, options_of(settings, package.description, created_at(series)))
+    options = options_of(settings, package.description, created_at(series))
+    try:
+        done = contour(series, segmenter, options)
+    except RtStructCheckError as refused:
+        evidence = output.with_name(f"{output.name}.refused")
+        write_durably(evidence, refused.data, mode=BY_UMASK)
+        raise refused.kept_at(evidence) from refused
     with watch.stage("write"):
         write_durably(output, done.rt_struct.data, mode=BY_UMASK)
     if picture is not None:
@@ -235,16 +264,12 @@ def segmenter_of(package: ModelPackage, settings: Config) -> Segmenter:
 
 
 def options_of(settings: Config, model: ModelDescription, created: datetime) -> RtStructOptions:
-    """How the configuration wants the RT Structure Set, dated `created` (aware, UTC)."""
-    return RtStructOptions(
-        contour_mode=settings.rt_struct.contour_mode,
-        simplify_mm=settings.rt_struct.simplify_mm,
-        structure_set_label=settings.rt_struct.structure_set_label,
-        series_description=settings.rt_struct.series_description,
-        created_at=created,
-        model=model,
-        program_version=__version__,
-    )
+    """How the configuration wants the RT Structure Set, dated `created` (aware, UTC).
+
+    Raises:
+        ConfigurationError: the template, a name or a label does not fit.
+    """
+    return replace(Editions.read(settings, model).plain, created_at=created)
 
 
 def created_at(series: CtSeries) -> datetime:

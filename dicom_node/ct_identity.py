@@ -9,8 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from datetime import datetime, timedelta, timezone
+from typing import cast
 
 from pydicom.datadict import dictionary_VR
+from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset
 from pydicom.tag import Tag
 from pydicom.valuerep import STR_VR
@@ -71,7 +73,11 @@ def take(dataset: Dataset, reference: Dataset, keywords: Iterable[str]) -> None:
             continue
         element = reference.get_item(tag)
         vr = element.VR or dictionary_VR(tag)
-        dataset[tag] = element if element.is_raw and vr in STR_VR else reference[tag]
+        if element.is_raw and vr in STR_VR:
+            # By name, which a CT in Implicit VR does not give and Explicit VR needs.
+            dataset[tag] = cast(RawDataElement, element)._replace(VR=vr)
+        else:
+            dataset[tag] = reference[tag]
 
 
 def local_time(created_at: datetime, dataset: Dataset) -> datetime:

@@ -191,8 +191,7 @@ class _Lane:
         now = self._clock()
         at = Delivery.next_attempt_at
         rows = (
-            select(Delivery.id, Job.id, Job.rt_struct_file, Job.rt_struct_sha256)
-            .join(Job, Job.id == Delivery.job_id)
+            select(Delivery.id, Delivery.job_id, Delivery.rt_struct_file, Delivery.rt_struct_sha256)
             .where(
                 Delivery.destination == self.name,
                 Delivery.state == DeliveryState.PENDING,
@@ -227,7 +226,9 @@ class _Lane:
             with transaction(self._engine) as session:
                 self._record(session, due, outcome, traceback)
                 if damaged:
-                    session.get_one(Job, due.job_id).rt_struct_file = None  # a retry contours again
+                    # A retry contours again.
+                    session.get_one(Job, due.job_id).rt_struct_file = None
+                    session.get_one(Delivery, due.delivery_id).rt_struct_file = None
         say = log.info if outcome.kind in DELIVERED else log.warning
         say(
             "tried to send",

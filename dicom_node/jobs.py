@@ -8,7 +8,7 @@ Never commits, never waits, and never does what `states.py` does not list.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
@@ -45,8 +45,10 @@ SUBJECT_NAMES: Mapping[type[Subject], str] = {
 
 UNFINISHED = frozenset({JobState.QUEUED, JobState.RUNNING, JobState.HELD})
 RETRIABLE = JOB_ENDS - {JobState.SENT}
+_UNSUCCESSFUL = frozenset({DeliveryState.REFUSED, DeliveryState.CANCELLED})
 
 CRASHED = "the worker ended while it contoured this job; it is contoured again"
+HELD_FOR_REVIEW = "a person should look before this is sent"
 ASKED_AGAIN = "a person asked to do it again"
 
 
@@ -59,22 +61,43 @@ class Model:
 
 
 @dataclass(frozen=True)
-class Result:
-    """A checked RT-STRUCT whose bytes are fsynced in the results folder.
+class Kept:
+    """One edition of a checked RT-STRUCT, whose bytes are fsynced in the results folder.
 
     Attributes:
         file: relative to the results folder.
         sha256: of the file's bytes.
         sop_instance_uid: of the RT-STRUCT.
-        report: what `anatomynode contour --json` prints.
-        in_words: one sentence of what was found, for the job's story.
     """
 
     file: str
     sha256: str
     sop_instance_uid: str
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a job came to.
+
+    Attributes:
+        first: the edition that stands for the job.
+        report: what `anatomynode contour --json` prints.
+        in_words: one sentence of what was found, for the job's story.
+        editions: what each destination gets, where it is not the first one; a destination that gets
+            nothing has the reason in its place.
+        hold: why a person should see it before it goes out; None where it may go.
+    """
+
+    first: Kept
     report: Mapping[str, Any]
     in_words: str
+    editions: Mapping[str, Kept | str] = field(default_factory=dict)
+    hold: str | None = None
+
+    @property
+    def kept(self) -> tuple[Kept, ...]:
+        """Every edition that is on the disk."""
+        return (self.first, *(one for one in self.editions.values() if isinstance(one, Kept)))
 
 
 class IllegalTransitionError(PermanentError):
@@ -217,17 +240,46 @@ def start(session: Session, job: Job, at: float, reason: str) -> None:
 
 def finish(session: Session, job: Job, result: Result, destinations: Iterable[str], at: float) -> None:
     """The RT-STRUCT is checked and fsynced: the job is READY, with a delivery for each destination."""
-    job.rt_struct_file, job.rt_struct_sha256 = result.file, result.sha256
-    job.sop_instance_uid, job.report = result.sop_instance_uid, dict(result.report)
+    first = result.first
+    job.rt_struct_file, job.rt_struct_sha256 = first.file, first.sha256
+    job.sop_instance_uid, job.report = first.sop_instance_uid, dict(result.report)
     move(session, job, JobState.READY, at, result.in_words)
-    known = {delivery.destination for delivery in deliveries_of(session, job)}
-    unsuccessful = {DeliveryState.REFUSED, DeliveryState.CANCELLED}
-    _resend(session, job, unsuccessful, "the job was contoured again", at)
+    known = {delivery.destination: delivery for delivery in deliveries_of(session, job)}
     for destination in destinations:
         if destination not in known:
             delivery = Delivery(job_id=job.id, destination=destination, created_at=at, next_attempt_at=at)
             begin(session, delivery, at, f"the RT-STRUCT is to go to {destination}")
+            known[destination] = delivery
+    for destination, delivery in known.items():
+        if delivery.state not in DELIVERY_SUCCESSES:
+            _assign(delivery, result.editions.get(destination, first))
+    _resend(session, job, _UNSUCCESSFUL, "the job was contoured again", at)
+    for destination, delivery in known.items():
+        edition = result.editions.get(destination)
+        if isinstance(edition, str) and delivery.state is DeliveryState.PENDING:
+            move(session, delivery, DeliveryState.REFUSED, at, edition)
     settle(session, job, at)
+
+
+def hold_for_review(session: Session, job: Job, result: Result, at: float) -> bool:
+    """Whether the job waits for a person now, with the report of what was found but without its RT-STRUCT.
+
+    Released, it is contoured again, to the same bytes; it is held only once.
+    """
+    if result.hold is None or times_so_far(session, job, HELD_FOR_REVIEW) > 0:
+        return False
+    job.report = dict(result.report)
+    reason = f"{HELD_FOR_REVIEW}: {result.hold}; to send it, run `anatomynode jobs release {job.id}`"
+    move(session, job, JobState.HELD, at, reason, "held_for_review")
+    return True
+
+
+def _assign(delivery: Delivery, edition: Kept | str) -> None:
+    """What goes to the destination; nothing where there is a reason instead."""
+    kept = None if isinstance(edition, str) else edition
+    delivery.rt_struct_file = None if kept is None else kept.file
+    delivery.rt_struct_sha256 = None if kept is None else kept.sha256
+    delivery.sop_instance_uid = None if kept is None else kept.sop_instance_uid
 
 
 def postpone(session: Session, job: Job, reason: str, not_before: float, at: float) -> None:
@@ -343,15 +395,18 @@ def settle(session: Session, job: Job, at: float) -> None:
 
 
 def retry(session: Session, job: Job, at: float) -> None:
-    """Again: only the deliveries where a result is stored, else the contouring.
+    """Again: only the deliveries where their results are stored, else the contouring.
 
     Raises:
         IllegalTransitionError: the job has not ended, or has ended well.
     """
-    if job.state is JobState.FAILED and job.rt_struct_file is not None:
+    has_all = job.rt_struct_file is not None and not any(
+        delivery.state is DeliveryState.REFUSED and delivery.rt_struct_file is None
+        for delivery in deliveries_of(session, job)
+    )
+    if job.state is JobState.FAILED and has_all:
         move(session, job, JobState.READY, at, "a person asked to send it again")
-        unsuccessful = {DeliveryState.REFUSED, DeliveryState.CANCELLED}
-        _resend(session, job, unsuccessful, "a person asked to send it again", at)
+        _resend(session, job, _UNSUCCESSFUL, "a person asked to send it again", at)
         settle(session, job, at)
         return
     if job.state not in RETRIABLE:
@@ -423,8 +478,26 @@ def times_so_far(session: Session, job: Job, beginning: str) -> int:
 
 
 def named_files(session: Session) -> set[str]:
-    """The results that a job names."""
-    return set(session.scalars(select(Job.rt_struct_file).where(Job.rt_struct_file.is_not(None))))
+    """The results that a job or a delivery names."""
+    of_jobs = session.scalars(select(Job.rt_struct_file).where(Job.rt_struct_file.is_not(None)))
+    of_deliveries = select(Delivery.rt_struct_file).where(Delivery.rt_struct_file.is_not(None))
+    return {name for name in (*of_jobs, *session.scalars(of_deliveries)) if name is not None}
+
+
+def predecessors(session: Session, job: Job) -> dict[str, str]:
+    """What each destination has, or will have, of the last earlier revision of the job's series."""
+    earlier = (
+        select(Delivery.destination, Delivery.sop_instance_uid)
+        .join(Job, Job.id == Delivery.job_id)
+        .where(
+            Job.series_id == job.series_id,
+            Job.revision < job.revision,
+            Delivery.sop_instance_uid.is_not(None),
+            Delivery.state.not_in(_UNSUCCESSFUL),
+        )
+        .order_by(Job.revision, Job.id)
+    )
+    return {destination: uid for destination, uid in session.execute(earlier) if uid is not None}
 
 
 def deliveries_of(session: Session, job: Job) -> list[Delivery]:
@@ -442,6 +515,6 @@ def _predecessor(session: Session, series: Series) -> str | None:
 
 def _resend(session: Session, job: Job, states: Collection[DeliveryState], reason: str, at: float) -> None:
     for delivery in deliveries_of(session, job):
-        if delivery.state in states:
+        if delivery.state in states and delivery.rt_struct_file is not None:
             move(session, delivery, DeliveryState.PENDING, at, reason)
             delivery.next_attempt_at, delivery.attempts = at, 0

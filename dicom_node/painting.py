@@ -27,7 +27,7 @@ from dicom_node.ct_slice import read_slice
 from dicom_node.errors import PermanentError
 from dicom_node.notice import SERIES_DESCRIPTION, notice_of
 from dicom_node.preview import NOT_FOR_DIAGNOSIS, Preview, preview_of
-from dicom_node.schema import Companion, Instance, Job, Series
+from dicom_node.schema import Companion, Delivery, Instance, Job, Series
 from dicom_node.secondary_capture import Caption, Capture
 from dicom_node.states import CompanionKind, JobState
 
@@ -47,7 +47,7 @@ class Order:
     Attributes:
         job: its number.
         created_at: the job's, UTC epoch seconds.
-        rt_struct: file and sha256; None where there is none.
+        rt_struct: file and sha256 of the edition that the destination gets; None where it gets none.
         instances: file in the spool by SOP Instance UID, in the order of their arrival.
     """
 
@@ -71,7 +71,10 @@ def order_of(session: Session, companion: Companion, storage: Storage) -> Order:
     job = session.get_one(Job, companion.job_id)
     series = session.get_one(Series, job.series_id)
     rows = select(Instance.sop_instance_uid, Instance.file).where(Instance.series_id == series.id)
-    file, sha256 = job.rt_struct_file, job.rt_struct_sha256
+    edition = select(Delivery.rt_struct_file, Delivery.rt_struct_sha256).where(
+        Delivery.job_id == job.id, Delivery.destination == companion.destination
+    )
+    file, sha256 = session.execute(edition).one_or_none() or (None, None)
     return Order(
         kind=companion.kind,
         job=job.id,
@@ -106,7 +109,7 @@ def paint(order: Order) -> tuple[Capture, ...]:
 
 def _pictures(order: Order) -> tuple[Capture, ...]:
     if order.rt_struct is None:
-        raise CannotPaintError("the job has no RT-STRUCT that could be shown")
+        raise CannotPaintError("the destination gets no RT-STRUCT of this job that could be shown")
     file, sha256 = order.rt_struct
     data = file.read_bytes()
     if hashlib.sha256(data).hexdigest() != sha256:

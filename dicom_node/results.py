@@ -1,6 +1,6 @@
 """The results folder: RT-STRUCTs, named by the hash of their bytes.
 
-Owns which files are there: each one that a job names, and none else for longer than until the next start.
+Owns which files are there: each that a job names, none else past the next start; and the quarantine.
 Speaks bytes in, names relative to the folder out.
 Never removes a file that a job names.
 """
@@ -35,6 +35,18 @@ class Results:
         file = f"{sha256}.dcm"
         write_durably(self._folder / file, data)
         return file, sha256
+
+    def quarantine(self, job_id: int, data: bytes) -> Path:
+        """Keep an object that failed its own check, apart, where nothing sends or sweeps it; the file.
+
+        Raises:
+            OSError: the disk is full or broken.
+        """
+        folder = self._folder / "quarantine"
+        folder.mkdir(mode=0o700, exist_ok=True)
+        path = folder / f"job-{job_id}-{hashlib.sha256(data).hexdigest()[:16]}.dcm"
+        write_durably(path, data)
+        return path
 
     def discard(self, file: str) -> None:
         """Remove a result that no job names: its run was overtaken."""

@@ -1,6 +1,6 @@
 """A segmentation as an RT Structure Set (PS3.3 A.19), in the study of the CT that it was drawn on.
 
-Owns the data set, module by module in the standard's order, and its encoding in Implicit VR Little Endian.
+Owns the data set, module by module in the standard's order, and its encoding.
 Speaks `CtSeries` and `Segmentation` in, the bytes of a Part 10 file out.
 Never invents a value that belongs to the patient, the study or the frame of reference: those are the CT's.
 """
@@ -15,28 +15,39 @@ from io import BytesIO
 from pydicom.charset import convert_encodings, default_encoding
 from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset, FileDataset
+from pydicom.sr.codedict import codes
 from pydicom.tag import Tag
-from pydicom.uid import UID, ImplicitVRLittleEndian, RTStructureSetStorage
+from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian, RTStructureSetStorage
 from pydicom.valuerep import format_number_as_ds
 from rt_utils import ds_helper
 
-from dicom_node.contour_items import encode_contours, encode_reference
+from dicom_node.contour_items import ItemEncoder
 from dicom_node.ct_identity import ascii_text as _text
 from dicom_node.ct_identity import date_and_time, local_time, take, take_patient_and_study
 from dicom_node.ct_series import CtSeries
-from dicom_node.errors import SeriesRejectedError
+from dicom_node.errors import PermanentError, SeriesRejectedError
+from dicom_node.profiles import GENERIC, LONGEST_LABEL, Profile, filled_label
 from dicom_node.refusals import Refusal
+from dicom_node.structure_template import UNCHANGED, Appearance, Template, appearance
 from dicom_node.uids import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME, derive_uid
 from inference.contours import Contour, ContourMode, trace
 from inference.postprocessing import volume_cm3
 from inference.segmentation import Segmentation, StructureMap
 from inference.volume import PlaneStack
-from models.card import Code, ModelDescription
+from models.card import Code, ModelDescription, Structure
 
 NOT_A_MEDICAL_DEVICE = "Not a medical device: for research only until a clinic has commissioned it."
 
 _DETACHED_STUDY = "1.2.840.10008.3.1.2.3.1"
 """Retired, and still what PS3.3 C.8.8.5 asks to name a study by."""
+
+_ANATOMICAL_STRUCTURE = Code(
+    value=codes.SCT.AnatomicalStructure.value, meaning=codes.SCT.AnatomicalStructure.meaning
+)
+_SIDES = {
+    "L": Code(value=codes.SCT.Left.value, meaning=codes.SCT.Left.meaning),
+    "R": Code(value=codes.SCT.Right.value, meaning=codes.SCT.Right.meaning),
+}
 
 _SERIES_NUMBER = 9001
 """Far from the numbers that scanners give, so that the object stands last in its study."""
@@ -48,12 +59,15 @@ class RtStructOptions:
 
     Attributes:
         contour_mode, simplify_mm: see `inference.contours.trace`.
-        structure_set_label: at most 16 characters; planning systems cut or refuse longer ones.
+        structure_set_label: may name the fields of `profiles.LABEL_FIELDS`; with them at most 16
+            characters, because planning systems cut or refuse longer ones.
         series_description: at most 64 characters.
         created_at: aware; the job's own time, so that a job done again gives the same bytes.
         model: the network whose output this is.
-        template, profile: by which rules, and for which destination.
+        template: the clinic's names and colours.
+        profile: what the destination wants.
         predecessor_sop_instance_uid: the structure set of an earlier revision of the series.
+        leave_out: flags; a structure that has one was taken out of the segmentation (`review.without`).
     """
 
     contour_mode: ContourMode
@@ -63,9 +77,18 @@ class RtStructOptions:
     created_at: datetime
     model: ModelDescription
     program_version: str
-    template: str = "default"
-    profile: str = "generic"
+    template: Template = UNCHANGED
+    profile: Profile = GENERIC
     predecessor_sop_instance_uid: str | None = None
+    leave_out: tuple[str, ...] = ()
+
+    def appearance(self, structure: Structure) -> Appearance | None:
+        """The name and colour of a structure; None where the template leaves it out."""
+        return appearance(structure, self.template, self.profile)
+
+
+class IncompleteError(PermanentError):
+    """A structure was not found, and the destination takes only structure sets that are complete."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +96,8 @@ class RoiReport:
     """One structure of the model, and what became of it.
 
     Attributes:
-        number: its ROI Number; None where nothing was found, for then the object does not name it.
+        number: its ROI Number; None where the object does not name it.
+        name: the model's.
         volume_cm3: of the mask.
         contours: how many.
         confidence, flags: see `inference.segmentation.StructureMap`.
@@ -105,6 +129,7 @@ class RtStruct:
 @dataclass(frozen=True)
 class _Roi:
     number: int
+    appearance: Appearance
     found: StructureMap
     contours: tuple[Contour, ...]
     volume_cm3: float
@@ -116,16 +141,20 @@ def build(series: CtSeries, segmentation: Segmentation, options: RtStructOptions
     Raises:
         SeriesRejectedError: nothing was found. A structure set without an ROI is no valid object
             (PS3.3 C.8.8.5), and a series without any of the organs is not ours to contour.
+        IncompleteError: a structure was not found, and the profile refuses empty ones.
     """
-    planes = series.volume.planes
-    rois = _drawn(segmentation, planes, options)
-    if not rois:
+    rois = _drawn(segmentation, series.volume.planes, options)
+    if not any(roi.contours for roi in rois):
         raise SeriesRejectedError(
             Refusal.NOTHING_FOUND,
             f"none of the {len(segmentation.structures)} structures of {options.model.name} was found "
             "in this series; is it a head-and-neck CT?",
         )
+    if options.profile.empty_structures == "refuse":
+        _refuse_empty(segmentation, rois, options)
     uids = _Uids.derive(series, options)
+    encoder = ItemEncoder(options.profile.transfer_syntax == "explicit")
+    references = [encoder.reference(one.sop_class_uid, one.sop_instance_uid) for one in series.headers]
     dataset = _scaffold()
     take_patient_and_study(dataset, series.reference)
     created_at = local_time(options.created_at, dataset)
@@ -133,12 +162,13 @@ def build(series: CtSeries, segmentation: Segmentation, options: RtStructOptions
     _general_equipment(dataset, options)
     _frame_of_reference(dataset, series)
     _structure_set(dataset, series, rois, options, created_at)
-    _roi_contour(dataset, series, rois)
-    _rt_roi_observations(dataset, rois)
+    _put_items(_referenced_series(dataset), "ContourImageSequence", b"".join(references), encoder)
+    _roi_contour(dataset, series, rois, references, encoder)
+    _rt_roi_observations(dataset, rois, options)
     _approval(dataset)
     _sop_common(dataset, uids, options, created_at)
     reports = _reports(segmentation, rois)
-    return RtStruct(_encoded(dataset), uids.sop_instance, uids.series, reports)
+    return RtStruct(_encoded(dataset, encoder), uids.sop_instance, uids.series, reports)
 
 
 def provenance(model: ModelDescription) -> str:
@@ -160,30 +190,54 @@ class _Uids:
             options.model.sha256,
             options.model.name,
             options.model.version,
-            options.template,
-            options.profile,
+            options.template.model_dump_json(),
+            options.profile.model_dump_json(),
             options.contour_mode,
             repr(options.simplify_mm),
             options.structure_set_label,
             options.series_description,
             options.predecessor_sop_instance_uid or "",
+            repr(sorted(options.leave_out)),
             options.program_version,
         )
         return cls(derive_uid("SOP Instance", *made_of), derive_uid("Series", *made_of))
 
 
 def _drawn(segmentation: Segmentation, planes: PlaneStack, options: RtStructOptions) -> tuple[_Roi, ...]:
-    """The structures that have contours, numbered by their place in the model, found or not."""
+    """The structures that the object names, numbered by their place in the model, found or not."""
+    profile = options.profile
     traced = (
         _Roi(
             number,
+            seen,
             found,
-            trace(found, planes, options.contour_mode, options.simplify_mm),
+            trace(
+                found,
+                planes,
+                options.contour_mode,
+                options.simplify_mm,
+                profile.holes,
+                profile.most_points,
+            ),
             volume_cm3(found, planes),
         )
         for number, found in enumerate(segmentation.structures, start=1)
+        if (seen := options.appearance(found.structure)) is not None
     )
-    return tuple(roi for roi in traced if roi.contours)
+    return tuple(roi for roi in traced if roi.contours or profile.empty_structures == "include")
+
+
+def _refuse_empty(segmentation: Segmentation, rois: Iterable[_Roi], options: RtStructOptions) -> None:
+    drawn = {roi.number for roi in rois}
+    missing = [
+        found.structure.name
+        for number, found in enumerate(segmentation.structures, start=1)
+        if number not in drawn and options.appearance(found.structure) is not None
+    ]
+    if missing:
+        raise IncompleteError(
+            f"{', '.join(missing)} was not found, and empty_structures is `refuse` for this destination"
+        )
 
 
 def _reports(segmentation: Segmentation, rois: Iterable[_Roi]) -> tuple[RoiReport, ...]:
@@ -244,7 +298,14 @@ def _structure_set(
     dataset: Dataset, series: CtSeries, rois: tuple[_Roi, ...], options: RtStructOptions, created_at: datetime
 ) -> None:
     """PS3.3 C.8.8.5."""
-    dataset.StructureSetLabel = _text(options.structure_set_label, 16)
+    label = filled_label(
+        options.structure_set_label,
+        model=options.model.name,
+        version=options.model.version,
+        program=options.program_version,
+        date=date_and_time(created_at)[0],
+    )
+    dataset.StructureSetLabel = _text(label, LONGEST_LABEL)
     dataset.StructureSetName = _text(options.series_description, 64)
     dataset.StructureSetDescription = _text(
         f"Drawn by {provenance(options.model)}, AnatomyNode {options.program_version}. "
@@ -263,11 +324,10 @@ def _structure_set(
 
 
 def _referenced_frame_of_reference(series: CtSeries) -> Dataset:
-    """The CT's frame of reference: its study, its series, and every slice once."""
+    """The CT's frame of reference: its study and its series, whose slices are put in later."""
     header = series.headers[0]
     referenced_series = _item()
     referenced_series.SeriesInstanceUID = header.series_instance_uid
-    _put_items(referenced_series, "ContourImageSequence", b"".join(_references(series)))
     study = _item()
     study.ReferencedSOPClassUID = _DETACHED_STUDY
     study.ReferencedSOPInstanceUID = header.study_instance_uid
@@ -278,11 +338,17 @@ def _referenced_frame_of_reference(series: CtSeries) -> Dataset:
     return item
 
 
+def _referenced_series(dataset: Dataset) -> Dataset:
+    study = dataset.ReferencedFrameOfReferenceSequence[0].RTReferencedStudySequence[0]
+    series: Dataset = study.RTReferencedSeriesSequence[0]
+    return series
+
+
 def _structure_set_roi(roi: _Roi, series: CtSeries, options: RtStructOptions) -> Dataset:
     item = _item()
     item.ROINumber = roi.number
     item.ReferencedFrameOfReferenceUID = series.headers[0].frame_of_reference_uid
-    item.ROIName = _text(roi.found.structure.name, 16)
+    item.ROIName = _text(roi.appearance.name, 64)
     item.ROIDescription = _remarks(roi.found)
     item.ROIVolume = format_number_as_ds(round(roi.volume_cm3, 4))
     item.ROIGenerationAlgorithm = "AUTOMATIC"
@@ -306,30 +372,41 @@ def _algorithm(options: RtStructOptions) -> Dataset:
     return item
 
 
-def _roi_contour(dataset: Dataset, series: CtSeries, rois: tuple[_Roi, ...]) -> None:
+def _roi_contour(
+    dataset: Dataset, series: CtSeries, rois: tuple[_Roi, ...], references: list[bytes], encoder: ItemEncoder
+) -> None:
     """PS3.3 C.8.8.6."""
-    references = _references(series)
     for roi in rois:
         item = _item()
-        item.ROIDisplayColor = list(roi.found.structure.color)
+        item.ROIDisplayColor = list(roi.appearance.color)
         item.ReferencedROINumber = roi.number
-        contours = encode_contours(roi.contours, series.volume.planes, references)
-        _put_items(item, "ContourSequence", contours)
+        contours = encoder.contours(roi.contours, series.volume.planes, references)
+        if contours:
+            _put_items(item, "ContourSequence", contours, encoder)
         dataset.ROIContourSequence.append(item)
 
 
-def _rt_roi_observations(dataset: Dataset, rois: tuple[_Roi, ...]) -> None:
+def _rt_roi_observations(dataset: Dataset, rois: tuple[_Roi, ...], options: RtStructOptions) -> None:
     """PS3.3 C.8.8.8."""
     for roi in rois:
         item = _item()
         item.ObservationNumber = roi.number
         item.ReferencedROINumber = roi.number
-        item.ROIObservationLabel = _text(roi.found.structure.name, 16)
+        item.ROIObservationLabel = _text(roi.appearance.name, 16)
         item.ROIObservationDescription = _remarks(roi.found)
-        item.RTROIIdentificationCodeSequence = [_coded(roi.found.structure.code)]
-        item.RTROIInterpretedType = "ORGAN"
+        item.SegmentedPropertyCategoryCodeSequence = [_coded(_ANATOMICAL_STRUCTURE)]
+        item.RTROIIdentificationCodeSequence = [_identification(roi.found.structure)]
+        item.RTROIInterpretedType = options.profile.roi_type
         item.ROIInterpreter = ""
         dataset.RTROIObservationsSequence.append(item)
+
+
+def _identification(structure: Structure) -> Dataset:
+    """What it is, and on which side, both coded (PS3.16 CID 244)."""
+    item = _coded(structure.code)
+    if structure.laterality is not None:
+        item.SegmentedPropertyTypeModifierCodeSequence = [_coded(_SIDES[structure.laterality])]
+    return item
 
 
 def _approval(dataset: Dataset) -> None:
@@ -344,7 +421,8 @@ def _sop_common(dataset: FileDataset, uids: _Uids, options: RtStructOptions, cre
     dataset.InstanceCreationDate, dataset.InstanceCreationTime = date_and_time(created_at)
     dataset.ContributingEquipmentSequence = [_contributing_equipment(options)]
     dataset.file_meta.MediaStorageSOPInstanceUID = UID(uids.sop_instance)
-    dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian
+    is_explicit = options.profile.transfer_syntax == "explicit"
+    dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian if is_explicit else ImplicitVRLittleEndian
     dataset.file_meta.ImplementationClassUID = UID(IMPLEMENTATION_CLASS_UID)
     dataset.file_meta.ImplementationVersionName = IMPLEMENTATION_VERSION_NAME
 
@@ -377,10 +455,6 @@ def _remarks(found: StructureMap) -> str:
     return _text(f"{flags}{confidence}Automatic, not reviewed.", 1024)
 
 
-def _references(series: CtSeries) -> list[bytes]:
-    return [encode_reference(header.sop_class_uid, header.sop_instance_uid) for header in series.headers]
-
-
 def _item() -> Dataset:
     """An empty data set that pydicom will write without decoding what is encoded already."""
     item = Dataset()
@@ -388,16 +462,17 @@ def _item() -> Dataset:
     return item
 
 
-def _put_items(dataset: Dataset, keyword: str, items: bytes) -> None:
+def _put_items(dataset: Dataset, keyword: str, items: bytes, encoder: ItemEncoder) -> None:
     """Give a data set a sequence that is encoded already."""
     tag = Tag(keyword)
-    dataset[tag] = RawDataElement(tag, "SQ", len(items), items, 0, True, True)
+    dataset[tag] = RawDataElement(tag, "SQ", len(items), items, 0, not encoder.explicit, True)
 
 
-def _encoded(dataset: FileDataset) -> bytes:
+def _encoded(dataset: FileDataset, encoder: ItemEncoder) -> bytes:
     charset = dataset.get("SpecificCharacterSet")
     # What is raw is written as it is: the CT's text, and the contours.
-    dataset.set_original_encoding(True, True, convert_encodings(charset) if charset else default_encoding)
+    encodings = convert_encodings(charset) if charset else default_encoding
+    dataset.set_original_encoding(not encoder.explicit, True, encodings)
     file = BytesIO()
     dataset.save_as(file, enforce_file_format=True)
     return file.getvalue()

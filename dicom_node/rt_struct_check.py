@@ -9,41 +9,42 @@ from __future__ import annotations
 
 import struct
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from io import BytesIO
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from pydicom import dcmread
 from pydicom.dataset import Dataset, FileDataset
 from pydicom.errors import InvalidDicomError
+from pydicom.multival import MultiValue
 from pydicom.tag import BaseTag, Tag
-from pydicom.uid import ImplicitVRLittleEndian, RTStructureSetStorage
+from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian, RTStructureSetStorage
 
 from dicom_node.ct_series import CtSeries
 from dicom_node.ct_slice import CtHeader
 from dicom_node.errors import PermanentError
 from dicom_node.rt_struct import RtStructOptions
+from dicom_node.rt_struct_reading import (
+    ReadContour,
+    ReadRoi,
+    UnreadableError,
+    Vectors,
+    read_rois,
+    referenced_images,
+)
 from inference.rasterising import fill
 from inference.segmentation import Segmentation, StructureMap
 from inference.volume import PlaneStack
 
 FURTHEST_FROM_PLANE_MM = 0.01
 LONGEST_DS = 16
-LONGEST_NAME = 16
-
-Vectors = NDArray[np.float64]
-
-_ITEM = 0xFFFEE000
-_SOP_CLASS = 0x00081150
-_SOP_INSTANCE = 0x00081155
-_CONTOUR_IMAGE_SEQUENCE = 0x30060016
-_CONTOUR_SEQUENCE = 0x30060040
-_CONTOUR_GEOMETRIC_TYPE = 0x30060042
-_NUMBER_OF_CONTOUR_POINTS = 0x30060046
-_CONTOUR_DATA = 0x30060050
+LONGEST_NAME = 64
+LONGEST_EXPLICIT_BYTES = 65_534
+LONGEST_LABEL = 16
 
 _SAME_MM = 1e-6
 _AXIAL = 1e-9
@@ -62,6 +63,16 @@ _REQUIRED = (
     *("PositionReferenceIndicator", "StructureSetLabel", "StructureSetDate", "StructureSetTime"),
 )
 """Type 1 and 2 of the modules that PS3.3 Table A.19.3-1 makes mandatory."""
+_REQUIRED_VALUES = (
+    *("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "Manufacturer", "FrameOfReferenceUID"),
+    *("StructureSetLabel", "StructureSetDate", "StructureSetTime", "InstanceNumber"),
+)
+"""Those of them that may not be empty, and what planning systems ask for beyond."""
+
+_SYNTAXES = {"implicit": ImplicitVRLittleEndian, "explicit": ExplicitVRLittleEndian}
+_SIDES = {"L": "7771000", "R": "24028007"}
+"""SNOMED CT (PS3.16 CID 244)."""
+_SAME_CM3, _SAME_SHARE = 1e-3, 1e-3
 
 
 class RtStructCheckError(PermanentError):
@@ -69,17 +80,20 @@ class RtStructCheckError(PermanentError):
 
     Attributes:
         problems: each in a sentence, with the ROI, the slice and the figures.
+        data: the very bytes, for whoever looks for the cause.
     """
 
-    def __init__(self, problems: tuple[str, ...]) -> None:
+    def __init__(self, problems: tuple[str, ...], data: bytes, evidence: Path | None = None) -> None:
         more = f" (and {len(problems) - _SHOWN} more)" if len(problems) > _SHOWN else ""
         shown = "; ".join(problems[:_SHOWN])
-        super().__init__(f"the RT Structure Set failed its own check and was not sent: {shown}{more}")
+        kept = "" if evidence is None else f"; the object is kept for you in {evidence}"
+        super().__init__(f"the RT Structure Set failed its own check and was not sent: {shown}{more}{kept}")
         self.problems = problems
+        self.data = data
 
-
-class _UnreadableError(Exception):
-    """Bytes that are no contours."""
+    def kept_at(self, evidence: Path) -> RtStructCheckError:
+        """The same, naming the file in which the object was kept."""
+        return RtStructCheckError(self.problems, self.data, evidence)
 
 
 @dataclass(frozen=True)
@@ -123,39 +137,6 @@ class CheckReport:
 
 
 @dataclass(frozen=True)
-class _ReadContour:
-    """One contour as a receiver reads it.
-
-    Attributes:
-        place: for messages.
-        references: SOP Class and SOP Instance UID of each image in its Contour Image Sequence.
-        slice_index: the slice that it references; None where that is none of the series'.
-        points_mm: (n, 3) LPS.
-    """
-
-    place: str
-    geometric_type: str
-    stated_points: int
-    references: tuple[tuple[str, str], ...]
-    slice_index: int | None
-    points_mm: Vectors
-    distinct_points: int
-    longest_ds: int
-
-
-@dataclass(frozen=True)
-class _ReadRoi:
-    number: int
-    name: str
-    contours: tuple[_ReadContour, ...]
-
-    @property
-    def is_placed(self) -> bool:
-        """Whether each contour lies on a slice of the series."""
-        return bool(self.contours) and all(one.slice_index is not None for one in self.contours)
-
-
-@dataclass(frozen=True)
 class _Placed:
     """The points of one ROI, seen from the slices that they reference.
 
@@ -179,23 +160,37 @@ class _Case:
     """The object as read, and what it must agree with."""
 
     dataset: FileDataset
-    rois: tuple[_ReadRoi, ...]
+    rois: tuple[ReadRoi, ...]
     series: CtSeries
     segmentation: Segmentation
     options: RtStructOptions
 
     @cached_property
-    def expected(self) -> dict[str, StructureMap]:
-        """The structures with a mask, by name."""
-        return {found.structure.name: found for found in self.segmentation.structures if found.voxels.any()}
+    def named(self) -> dict[str, StructureMap]:
+        """The structures that the template does not leave out, by the names that they must have."""
+        return {
+            seen.name: found
+            for found in self.segmentation.structures
+            if (seen := self.options.appearance(found.structure)) is not None
+        }
 
     @cached_property
-    def contours(self) -> tuple[_ReadContour, ...]:
+    def masked(self) -> dict[str, StructureMap]:
+        """Those of them that have a mask."""
+        return {name: found for name, found in self.named.items() if found.voxels.any()}
+
+    @cached_property
+    def expected(self) -> dict[str, StructureMap]:
+        """Those of them that the object must have, and no other."""
+        return self.named if self.options.profile.empty_structures == "include" else self.masked
+
+    @cached_property
+    def contours(self) -> tuple[ReadContour, ...]:
         """Of all ROIs."""
         return tuple(contour for roi in self.rois for contour in roi.contours)
 
     @cached_property
-    def placed(self) -> tuple[tuple[_ReadRoi, _Placed], ...]:
+    def placed(self) -> tuple[tuple[ReadRoi, _Placed], ...]:
         """The ROIs that can be placed; what hinders the others is told by other checks."""
         geometry = _Geometry.of(self.series.headers)
         return tuple((roi, geometry.place(roi)) for roi in self.rois if roi.is_placed)
@@ -204,9 +199,9 @@ class _Case:
     def agreements(self) -> tuple[RoiAgreement, ...]:
         """Of the placed ROIs that have a mask."""
         return tuple(
-            _agreement(roi.name, placed, self.expected[roi.name], self.series.volume.planes)
+            _agreement(roi.name, placed, self.masked[roi.name], self.series.volume.planes)
             for roi, placed in self.placed
-            if roi.name in self.expected
+            if roi.name in self.masked
         )
 
 
@@ -225,100 +220,64 @@ def check(data: bytes, series: CtSeries, segmentation: Segmentation, options: Rt
     """
     try:
         dataset = dcmread(BytesIO(data))
-        case = _Case(dataset, _read_rois(dataset, series), series, segmentation, options)
+        slices = {header.sop_instance_uid: index for index, header in enumerate(series.headers)}
+        case = _Case(dataset, read_rois(dataset, slices), series, segmentation, options)
         problems = tuple(problem for _, find in _CHECKS for problem in find(case))
-    except (_UnreadableError, AttributeError, KeyError) as broken:
-        raise RtStructCheckError((f"it cannot be read back: {broken}",)) from broken
+    except (UnreadableError, AttributeError, KeyError) as broken:
+        raise RtStructCheckError((f"it cannot be read back: {broken}",), data) from broken
     except (InvalidDicomError, struct.error, IndexError, TypeError, ValueError, EOFError) as broken:
         # Their texts may repeat a value of the data set; the class has to do.
-        raise RtStructCheckError((f"it cannot be read back: {type(broken).__name__}",)) from broken
+        raise RtStructCheckError((f"it cannot be read back: {type(broken).__name__}",), data) from broken
     if problems:
-        raise RtStructCheckError(problems)
+        raise RtStructCheckError(problems, data)
     return CheckReport(tuple(name for name, _ in _CHECKS), case.agreements)
-
-
-def _read_rois(dataset: FileDataset, series: CtSeries) -> tuple[_ReadRoi, ...]:
-    if dataset.file_meta.TransferSyntaxUID != ImplicitVRLittleEndian:
-        raise _UnreadableError(f"{dataset.file_meta.TransferSyntaxUID} is not Implicit VR Little Endian")
-    slices = {header.sop_instance_uid: index for index, header in enumerate(series.headers)}
-    contours = {
-        int(item.ReferencedROINumber): _encoded_items(item, _CONTOUR_SEQUENCE)
-        for item in dataset.ROIContourSequence
-    }
-    rois = []
-    for item in dataset.StructureSetROISequence:
-        number, name = int(item.ROINumber), str(item.ROIName)
-        read = tuple(
-            _read_contour(f"{name}, contour {index}", contour, slices)
-            for index, contour in enumerate(_read_items(contours.get(number, b"")), start=1)
-        )
-        rois.append(_ReadRoi(number, name, read))
-    return tuple(rois)
-
-
-def _read_contour(place: str, item: Mapping[int, bytes], slices: dict[str, int]) -> _ReadContour:
-    references = _read_references(item.get(_CONTOUR_IMAGE_SEQUENCE, b""))
-    numbers = item[_CONTOUR_DATA].rstrip(b" ").split(b"\\")
-    if len(numbers) % 3:
-        raise _UnreadableError(f"{place} has {len(numbers)} coordinates, not a multiple of 3")
-    return _ReadContour(
-        place,
-        item[_CONTOUR_GEOMETRIC_TYPE].decode().strip(),
-        int(item[_NUMBER_OF_CONTOUR_POINTS]),
-        references,
-        slices.get(references[0][1]) if references else None,
-        np.array(numbers, np.float64).reshape(-1, 3),
-        len(set(zip(*(numbers[axis::3] for axis in range(3)), strict=True))),
-        max(map(len, numbers)),
-    )
-
-
-def _read_references(sequence: bytes) -> tuple[tuple[str, str], ...]:
-    return tuple(
-        (item[_SOP_CLASS].rstrip(b"\0").decode(), item[_SOP_INSTANCE].rstrip(b"\0").decode())
-        for item in _read_items(sequence)
-    )
-
-
-def _encoded_items(dataset: Dataset, tag: int) -> bytes:
-    """The bytes of a sequence that pydicom has not taken apart yet."""
-    element = dataset.get_item(tag)
-    return bytes(element.value) if element is not None and element.is_raw else b""
-
-
-def _read_items(sequence: bytes) -> Iterator[dict[int, bytes]]:
-    """The items of a sequence in Implicit VR Little Endian with lengths given (PS3.5 7.5): tag to value.
-
-    By hand, because pydicom takes a fifth of a second for what is only ever these few elements.
-    """
-    for tag, content in _read_elements(sequence):
-        if tag != _ITEM:
-            raise _UnreadableError(f"a sequence holds the tag {Tag(tag)} instead of an item")
-        yield dict(_read_elements(content))
-
-
-def _read_elements(content: bytes) -> Iterator[tuple[int, bytes]]:
-    place = 0
-    while place < len(content):
-        group, number, length = struct.unpack_from("<HHI", content, place)
-        place += 8 + length
-        if place > len(content):
-            raise _UnreadableError(f"{Tag(group, number)} is longer than what holds it")
-        yield group << 16 | number, content[place - length : place]
 
 
 def _file(case: _Case) -> Iterator[str]:
     meta, dataset = case.dataset.file_meta, case.dataset
     if dataset.SOPClassUID != RTStructureSetStorage or dataset.Modality != "RTSTRUCT":
         yield f"SOP class {dataset.SOPClassUID}, modality {dataset.Modality}: no RT Structure Set"
+    if meta.MediaStorageSOPClassUID != dataset.SOPClassUID:
+        yield "group 0002 and the data set name different SOP classes"
     if meta.MediaStorageSOPInstanceUID != dataset.SOPInstanceUID:
         yield "group 0002 and the data set name different SOP Instance UIDs"
+    wanted = _SYNTAXES[case.options.profile.transfer_syntax]
+    if meta.TransferSyntaxUID != wanted:
+        yield f"transfer syntax {meta.TransferSyntaxUID.name}, not {wanted.name}"
+    private = [str(element.tag) for element in dataset.elements() if element.tag.is_private]
+    if private or "PixelData" in dataset:
+        yield f"elements that do not belong into a structure set: {', '.join(private) or 'pixel data'}"
 
 
 def _required(case: _Case) -> Iterator[str]:
     for keyword in _REQUIRED:
         if keyword not in case.dataset:
             yield f"{keyword} is missing"
+    for keyword in _REQUIRED_VALUES:
+        if keyword in case.dataset and case.dataset[keyword].is_empty:
+            yield f"{keyword} is empty"
+    label = str(case.dataset.get("StructureSetLabel", ""))
+    if len(label) > LONGEST_LABEL:
+        yield f"the structure set label has {len(label)} characters, not {LONGEST_LABEL}"
+
+
+def _equipment(case: _Case) -> Iterator[str]:
+    hash_start = case.options.model.sha256[:12]
+    contributed = case.dataset.get("ContributingEquipmentSequence", ())
+    named = [str(version) for item in contributed for version in _values(item, "SoftwareVersions")]
+    for place, versions in (
+        ("Software Versions", _values(case.dataset, "SoftwareVersions")),
+        ("Contributing Equipment", named),
+    ):
+        if not any(hash_start in str(version) for version in versions):
+            yield f"{place} does not name the model {hash_start}"
+    if "Not a medical device" not in case.dataset.get("StructureSetDescription", ""):
+        yield "its description does not say that this is no medical device"
+
+
+def _values(dataset: Dataset, keyword: str) -> list[object]:
+    value = dataset.get(keyword)
+    return list(value) if isinstance(value, MultiValue) else [] if value is None else [value]
 
 
 def _same_patient_and_study(case: _Case) -> Iterator[str]:
@@ -369,9 +328,7 @@ def _referenced_series(case: _Case) -> Iterator[str]:
     frames = case.dataset.ReferencedFrameOfReferenceSequence
     studies = [study for frame in frames for study in frame.RTReferencedStudySequence]
     series = [item for study in studies for item in study.RTReferencedSeriesSequence]
-    images = [
-        image for item in series for image in _read_references(_encoded_items(item, _CONTOUR_IMAGE_SEQUENCE))
-    ]
+    images = referenced_images(case.dataset, series)
     if [study.ReferencedSOPInstanceUID for study in studies] != [header.study_instance_uid]:
         yield "the referenced study is not the CT's"
     if [item.SeriesInstanceUID for item in series] != [header.series_instance_uid]:
@@ -400,14 +357,19 @@ def _numbers(case: _Case) -> Iterator[str]:
         for number in sorted(counted.keys() | rois.keys()):
             if (number in rois, counted[number]) != (True, 1):
                 yield f"ROI number {number}: {rois[number]} ROIs, {counted[number]} {place}"
+    observations = Counter(int(item.ObservationNumber) for item in case.dataset.RTROIObservationsSequence)
+    for number, times in observations.items():
+        if times > 1:
+            yield f"observation number {number} is given {times} times"
 
 
 def _names(case: _Case) -> Iterator[str]:
     names = [roi.name for roi in case.rois]
     folded = Counter(name.casefold() for name in names)
+    longest = min(case.options.profile.name_length, LONGEST_NAME)
     for name in names:
-        if len(name) > LONGEST_NAME or folded[name.casefold()] > 1:
-            yield f"ROI name {name!r} is longer than {LONGEST_NAME} characters or not unique"
+        if len(name) > longest or folded[name.casefold()] > 1:
+            yield f"ROI name {name!r} is longer than {longest} characters or not unique"
     for name in sorted(case.expected.keys() - set(names)):
         yield f"{name} was found but is not in the object"
     for name in sorted(set(names) - case.expected.keys()):
@@ -417,30 +379,83 @@ def _names(case: _Case) -> Iterator[str]:
 def _status(case: _Case) -> Iterator[str]:
     if case.dataset.ApprovalStatus != "UNAPPROVED":
         yield f"approval status {case.dataset.ApprovalStatus}: only a person approves"
-    hash_start = case.options.model.sha256[:12]
+    model = case.options.model
     for item in case.dataset.StructureSetROISequence:
         if item.ROIGenerationAlgorithm != "AUTOMATIC":
             yield f"{item.ROIName}: generated {item.ROIGenerationAlgorithm}, not AUTOMATIC"
-        if hash_start not in item.get("ROIGenerationDescription", ""):
-            yield f"{item.ROIName}: its description does not name the model {hash_start}"
+        if model.sha256[:12] not in item.get("ROIGenerationDescription", ""):
+            yield f"{item.ROIName}: its description does not name the model {model.sha256[:12]}"
+        algorithms = item.get("ROIDerivationAlgorithmIdentificationSequence", ())
+        if [model.sha256 in one.get("AlgorithmParameters", "") for one in algorithms] != [True]:
+            yield f"{item.ROIName}: its algorithm identification does not name the model's sha256"
+
+
+def _meaning(case: _Case) -> Iterator[str]:
+    """What each ROI stands for: number to name, then type, code, side and colour by that name."""
+    names = {roi.number: roi.name for roi in case.rois}
+    roi_type = case.options.profile.roi_type
     for item in case.dataset.RTROIObservationsSequence:
-        if item.RTROIInterpretedType != "ORGAN":
-            yield f"ROI number {item.ReferencedROINumber}: type {item.RTROIInterpretedType}, not ORGAN"
+        if item.RTROIInterpretedType != roi_type:
+            yield f"ROI number {item.ReferencedROINumber}: type {item.RTROIInterpretedType}, not {roi_type}"
+        found = case.named.get(names.get(int(item.ReferencedROINumber), ""))
+        coded = _coded_anatomy(item)
+        if found is not None and coded != _expected_anatomy(found):
+            yield f"ROI number {item.ReferencedROINumber}: coded {coded}, not {found.structure.name}"
+    for item in case.dataset.ROIContourSequence:
+        found = case.named.get(names.get(int(item.ReferencedROINumber), ""))
+        seen = None if found is None else case.options.appearance(found.structure)
+        color = tuple(map(int, item.get("ROIDisplayColor") or ()))
+        if seen is not None and color != seen.color:
+            yield f"{seen.name}: colour {color}, not {seen.color}"
+    for item in case.dataset.StructureSetROISequence:
+        found = case.masked.get(str(item.ROIName))
+        if found is None:
+            continue
+        stated, own = float(item.get("ROIVolume") or 0), _mask_volume_cm3(found, case.series.volume.planes)
+        if abs(stated - own) > _SAME_CM3 + _SAME_SHARE * own:
+            yield f"{item.ROIName}: ROI Volume {stated:.3f} cm3, the mask has {own:.3f}"
+
+
+def _coded_anatomy(observation: Dataset) -> list[tuple[str, ...]]:
+    """Code, scheme, and the codes of modifiers, of each item."""
+    return [
+        (
+            str(item.CodeValue),
+            str(item.CodingSchemeDesignator),
+            *(str(one.CodeValue) for one in item.get("SegmentedPropertyTypeModifierCodeSequence", ())),
+        )
+        for item in observation.get("RTROIIdentificationCodeSequence", ())
+    ]
+
+
+def _expected_anatomy(found: StructureMap) -> list[tuple[str, ...]]:
+    code, side = found.structure.code, found.structure.laterality
+    return [(code.value, code.scheme, *(() if side is None else (_SIDES[side],)))]
 
 
 def _contour_form(case: _Case) -> Iterator[str]:
+    profile = case.options.profile
     for roi in case.rois:
-        if not roi.contours:
+        if not roi.contours and roi.name in case.masked:
             yield f"{roi.name} has no contours"
+        types = {contour.geometric_type for contour in roi.contours}
+        allowed = {"CLOSED_PLANAR", "CLOSEDPLANAR_XOR"} if profile.holes == "xor" else {"CLOSED_PLANAR"}
+        if len(types) > 1 or not types <= allowed:
+            yield f"{roi.name}: {', '.join(sorted(types))}, not {' or '.join(sorted(allowed))} alone"
+        numbers = [contour.number for contour in roi.contours]
+        if len(set(numbers)) < len(numbers):
+            yield f"{roi.name}: a contour number is given twice"
     for contour in case.contours:
-        if contour.geometric_type != "CLOSED_PLANAR":
-            yield f"{contour.place}: {contour.geometric_type}, not CLOSED_PLANAR"
         if contour.stated_points != len(contour.points_mm):
             yield f"{contour.place}: {contour.stated_points} points stated, {len(contour.points_mm)} written"
         if contour.distinct_points < 3:
             yield f"{contour.place}: fewer than 3 distinct points"
         if contour.longest_ds > LONGEST_DS:
             yield f"{contour.place}: a coordinate has {contour.longest_ds} characters, not {LONGEST_DS}"
+        if profile.most_points is not None and len(contour.points_mm) > profile.most_points:
+            yield f"{contour.place}: {len(contour.points_mm)} points, the most are {profile.most_points}"
+        if profile.transfer_syntax == "explicit" and contour.size_bytes > LONGEST_EXPLICIT_BYTES:
+            yield f"{contour.place}: {contour.size_bytes} bytes do not fit Explicit VR"
 
 
 def _contour_image(case: _Case) -> Iterator[str]:
@@ -460,6 +475,10 @@ def _in_plane(case: _Case) -> Iterator[str]:
                 yield f"{contour.place}: {distance:.3f} mm from the plane of slice {contour.slice_index}"
             if not z_error <= _SAME_MM:
                 yield f"{contour.place}: z is {z_error:g} mm off its slice {contour.slice_index}"
+        areas = _areas(placed.rows_columns, placed.starts)
+        for contour, area in zip(roi.contours, areas, strict=True):
+            if contour.geometric_type == "CLOSED_PLANAR" and not area > 0:
+                yield f"{contour.place}: runs the wrong way round, or encloses nothing"
         extent = (case.series.volume.planes.rows, case.series.volume.planes.columns)
         if np.any(placed.rows_columns < -1) or np.any(placed.rows_columns > extent):
             yield f"{roi.name} leaves the matrix of the CT"
@@ -483,6 +502,7 @@ _CHECKS: tuple[tuple[str, _Check], ...] = (
     ("file", _file),
     ("patient and study are the CT's", _same_patient_and_study),
     ("required attributes", _required),
+    ("equipment", _equipment),
     ("new UIDs", _new_uids),
     ("frame of reference", _frame_of_reference),
     ("referenced series", _referenced_series),
@@ -490,6 +510,7 @@ _CHECKS: tuple[tuple[str, _Check], ...] = (
     ("ROI numbers", _numbers),
     ("ROI names", _names),
     ("status and origin", _status),
+    ("anatomy, colour and volume", _meaning),
     ("form of contours", _contour_form),
     ("referenced slices", _contour_image),
     ("points lie in their slice's plane", _in_plane),
@@ -528,7 +549,7 @@ class _Geometry:
             (np.abs(orientations[:, [2, 5]]) < _AXIAL).all(axis=1),
         )
 
-    def place(self, roi: _ReadRoi) -> _Placed:
+    def place(self, roi: ReadRoi) -> _Placed:
         """The points of an ROI, each contour of which references a slice."""
         counts = [len(contour.points_mm) for contour in roi.contours]
         slices = np.repeat([contour.slice_index for contour in roi.contours], counts).astype(np.intp)
@@ -563,10 +584,15 @@ def _agreement(name: str, placed: _Placed, found: StructureMap, planes: PlaneSta
         name,
         float(2 * common / (np.count_nonzero(filled) + found.voxels.sum())),
         float(np.abs(areas) @ thickness_mm) * pixel_cm3,
-        float(found.voxels @ thickness_mm[found.box[0]]) * pixel_cm3,
+        _mask_volume_cm3(found, planes),
         int(found.voxels.sum()),
         float(np.abs(placed.distances_mm).max()),
     )
+
+
+def _mask_volume_cm3(found: StructureMap, planes: PlaneStack) -> float:
+    pixel_cm3 = planes.row_spacing_mm * planes.column_spacing_mm / 1000  # a millimetre thick
+    return float(found.voxels @ planes.slice_thickness_mm[found.box[0]]) * pixel_cm3
 
 
 def _areas(points: Vectors, starts: NDArray[np.intp]) -> Vectors:

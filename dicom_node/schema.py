@@ -162,6 +162,10 @@ class Delivery(Base):
     next_attempt_at: Mapped[float]
     last_status: Mapped[int | None]
     stored_at: Mapped[float | None]
+    rt_struct_file: Mapped[str | None]
+    """The edition that this destination gets; NULL where it gets none, or the file was found damaged."""
+    rt_struct_sha256: Mapped[str | None]
+    sop_instance_uid: Mapped[str | None]
 
 
 class Companion(Base):

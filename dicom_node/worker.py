@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent import futures
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -20,7 +20,7 @@ from sqlalchemy import Engine, select
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
-from dicom_node import companions, contouring, jobs, logs, scu, siblings
+from dicom_node import companions, contouring, jobs, logs, review, scu, siblings
 from dicom_node.assembly import Assembler, spooled
 from dicom_node.companion_sender import CompanionSender
 from dicom_node.config import Config
@@ -28,10 +28,13 @@ from dicom_node.contouring import Contoured, ForwardPassError
 from dicom_node.database import ChangeWatch, reading, transaction
 from dicom_node.decoding import Begun, Decoder, Spooled
 from dicom_node.deliverer import Deliverer
+from dicom_node.editions import Editions
 from dicom_node.errors import AnatomyNodeError, SeriesRejectedError, TransientError
-from dicom_node.jobs import Model, Result
+from dicom_node.jobs import Kept, Model, Result
 from dicom_node.peer_count import PeerCounts
 from dicom_node.results import Results
+from dicom_node.rt_struct import IncompleteError, RtStruct
+from dicom_node.rt_struct_check import RtStructCheckError
 from dicom_node.schema import Job, Series
 from dicom_node.siblings import Wait, Yield
 from dicom_node.states import JobState, SeriesState
@@ -56,6 +59,8 @@ class Run:
 
     Attributes:
         attempt: tells it from an earlier try that late slices have overtaken.
+        predecessor_sop_instance_uid: the RT-STRUCT of an earlier revision.
+        predecessors: what each destination has of it.
     """
 
     job_id: int
@@ -63,6 +68,7 @@ class Run:
     attempt: int
     created_at: float
     predecessor_sop_instance_uid: str | None
+    predecessors: Mapping[str, str]
     instances: tuple[Spooled, ...]
 
 
@@ -100,7 +106,7 @@ class Worker:
             clock: UTC epoch seconds.
 
         Raises:
-            ConfigurationError: the package or the device cannot be used.
+            ConfigurationError: the package, the device or a destination's edition cannot be used.
         """
         self._config = config
         self._engine = engine
@@ -109,6 +115,7 @@ class Worker:
         self._segmenter = segmenter_factory(self._package)
         description = self._package.description
         self._model = Model(description.name, description.sha256)
+        self._editions = Editions.read(config, description)
         self._decoder = Decoder()
         self._peer_counts = _peer_counts(config)
         self._assembler = Assembler(config, engine, clock, self._model, self._decoder, self._peer_counts)
@@ -306,7 +313,13 @@ class Worker:
         jobs.start(session, job, now, f"contouring begins on {self._segmenter.device}")
         instances = tuple(spooled(session, self._config.storage.spool, job.series_id))
         return Run(
-            job.id, job.series_id, job.attempts, job.created_at, job.predecessor_sop_instance_uid, instances
+            job_id=job.id,
+            series_id=job.series_id,
+            attempt=job.attempts,
+            created_at=job.created_at,
+            predecessor_sop_instance_uid=job.predecessor_sop_instance_uid,
+            predecessors=jobs.predecessors(session, job),
+            instances=instances,
         )
 
     # --- one job -----------------------------------------------------------------------------------
@@ -335,46 +348,76 @@ class Worker:
     def _result(self, run: Run, begun: Begun) -> Result:
         """Contour one series, in the thread for it; touches no database."""
         with logs.bound(job=run.job_id):
-            return self._kept(self._contoured(run, begun))
+            try:
+                return self._contoured(run, begun)
+            except RtStructCheckError as refused:
+                raise self._with_evidence(run, refused) from refused
 
-    def _contoured(self, run: Run, begun: Begun) -> Contoured:
+    def _contoured(self, run: Run, begun: Begun) -> Result:
         watch = contouring.Stopwatch()
         with watch.stage("decode"):
             series = self._decoder.whole(begun, run.instances).build(self._config.series.min_slices)
         created_at = datetime.fromtimestamp(run.created_at, UTC)
-        options = contouring.options_of(self._config, self._package.description, created_at)
-        options = replace(options, predecessor_sop_instance_uid=run.predecessor_sop_instance_uid)
-        done = contouring.contour(series, self._segmenter, options)
+        editions = self._editions.of_job(created_at, run.predecessor_sop_instance_uid, run.predecessors)
+        done = contouring.contour(series, self._segmenter, *(options for options, _ in editions))
         seconds = {stage: round(value, 4) for stage, value in {**watch.seconds, **done.seconds}.items()}
-        return replace(done, report={**done.report, "seconds": seconds}, seconds=seconds)
+        done = replace(done, report={**done.report, "seconds": seconds}, seconds=seconds)
+        why = review.why_to_hold(series, done.segmentation, self._config.review.hold)
+        return replace(self._kept(done, [names for _, names in editions]), hold=why)
 
-    def _kept(self, contoured: Contoured) -> Result:
-        """The result after its bytes are fsynced; the same bytes have the same name."""
+    def _kept(self, contoured: Contoured, destinations: list[tuple[str, ...]]) -> Result:
+        """The result after its bytes are fsynced; the same bytes have the same name.
+
+        Args:
+            destinations: which ones get each edition.
+        """
         try:
-            file, sha256 = self._results.keep(contoured.rt_struct.data)
+            first = self._kept_edition(contoured.rt_struct)
+            editions = {
+                name: str(edition) if isinstance(edition, IncompleteError) else self._kept_edition(edition)
+                for edition, names in zip(contoured.editions, destinations, strict=True)
+                for name in names
+            }
         except OSError as problem:
             reason = f"the RT-STRUCT cannot be written to the results folder: {problem.strerror}"
             raise TransientError(reason) from problem
         found = [roi.name for roi in contoured.rt_struct.rois if roi.contours]
-        return Result(
-            file=file,
-            sha256=sha256,
-            sop_instance_uid=contoured.rt_struct.sop_instance_uid,
-            report=contoured.report,
-            in_words=f"contoured and checked: {', '.join(found) or 'no structure found'}",
-        )
+        in_words = f"contoured and checked: {', '.join(found) or 'no structure found'}"
+        return Result(first, contoured.report, in_words, editions)
+
+    def _kept_edition(self, edition: RtStruct) -> Kept:
+        file, sha256 = self._results.keep(edition.data)
+        return Kept(file, sha256, edition.sop_instance_uid)
+
+    def _with_evidence(self, run: Run, refused: RtStructCheckError) -> RtStructCheckError:
+        """The same error, after the object that failed its check was kept for a person."""
+        try:
+            return refused.kept_at(self._results.quarantine(run.job_id, refused.data))
+        except OSError as problem:
+            log.error("the object that failed its check cannot be kept", exc_info=problem)
+            return refused
 
     def _end_well(self, run: Run, result: Result) -> None:
         destinations = [destination.name for destination in self._config.destinations]
         with self._ending(run) as (session, job, now):
             if job is None:
-                if result.file not in jobs.named_files(session):
-                    self._results.discard(result.file)
+                self._discard(session, result)
+                return
+            if jobs.hold_for_review(session, job, result, now):
+                self._discard(session, result)
+                log.warning("held for review", job=job.id)
                 return
             jobs.finish(session, job, result, destinations, now)
             companions.follow(session, job, self._config, now)
         self._deliverer.wake()
-        log.info("contoured", sop_instance_uid=result.sop_instance_uid, seconds=result.report["seconds"])
+        log.info(
+            "contoured", sop_instance_uid=result.first.sop_instance_uid, seconds=result.report["seconds"]
+        )
+
+    def _discard(self, session: Session, result: Result) -> None:
+        """Remove the files of a result that no job is to have."""
+        for file in {kept.file for kept in result.kept} - jobs.named_files(session):
+            self._results.discard(file)
 
     def _end_badly(self, run: Run, problem: Exception) -> None:
         """The class of the error decides what becomes of the job."""

@@ -8,6 +8,7 @@ Never closes a hole and never drops a slice: a hole becomes a keyhole, a lost sl
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -16,11 +17,13 @@ from numpy.typing import NDArray
 
 from inference import keyholes
 from inference.isolines import iso_lines
-from inference.outlines import PlaneRing, voxel_outlines
+from inference.outlines import PlaneRing, Ring, signed_area, voxel_outlines
 from inference.segmentation import StructureMap
+from inference.splitting import halves
 from inference.volume import PlaneStack
 
 ContourMode = Literal["smooth", "voxel"]
+Holes = Literal["keyhole", "xor"]
 
 LOST_AREA = 0.25
 """Smooth lines that enclose this much less or more than their slice's mask do not stand for it."""
@@ -40,15 +43,23 @@ class Contour:
         slice_index: the slice.
         points: float64 (n, 2), n >= 3, of (row, column) index coordinates of the CT, voxel centres
             at integers; closed from the last point to the first. With rows downwards and columns to
-            the right it runs clockwise. A hole is reached over a bridge that is passed twice.
+            the right it runs clockwise; the ring of a hole, which stands alone only where holes are
+            `xor`, runs counter-clockwise. A keyhole is reached over a bridge that is passed twice.
+        is_hole: whether it is what is taken out of the contours around it.
     """
 
     slice_index: int
     points: NDArray[np.float64]
+    is_hole: bool = False
 
 
 def trace(
-    found: StructureMap, planes: PlaneStack, mode: ContourMode, simplify_mm: float
+    found: StructureMap,
+    planes: PlaneStack,
+    mode: ContourMode,
+    simplify_mm: float,
+    holes: Holes = "keyhole",
+    most_points: int | None = None,
 ) -> tuple[Contour, ...]:
     """The contours of one structure, in the order of the slices.
 
@@ -64,6 +75,8 @@ def trace(
         planes: where the voxels lie; the box must lie within.
         mode: `smooth` or `voxel`.
         simplify_mm: how far a smooth line may be simplified; 0 keeps every point.
+        holes: whether a hole is joined to the contour around it or is a contour of its own.
+        most_points: a contour with more is cut into parts that touch along a line between voxel centres.
 
     Raises:
         ValueError: another mode.
@@ -79,7 +92,11 @@ def trace(
             rings = _with_lost_slices(lines, found)
         case _:
             raise ValueError(f"contour mode {mode!r}: smooth or voxel")
-    return _contours(rings, found.start)
+    corner = np.array(found.start[1:], np.float64)
+    return tuple(
+        Contour(found.start[0] + plane, points + corner, is_hole)
+        for plane, points, is_hole in _pieces(rings, holes, most_points)
+    )
 
 
 def _with_lost_slices(lines: list[PlaneRing], found: StructureMap) -> list[PlaneRing]:
@@ -99,14 +116,48 @@ def _with_lost_slices(lines: list[PlaneRing], found: StructureMap) -> list[Plane
     return kept + voxel_outlines(found.mask & lost[:, None, None])
 
 
-def _contours(rings: list[PlaneRing], start: tuple[int, int, int]) -> tuple[Contour, ...]:
-    outers: defaultdict[int, list[NDArray[np.float64]]] = defaultdict(list)
-    holes: defaultdict[int, list[NDArray[np.float64]]] = defaultdict(list)
+def _pieces(
+    rings: list[PlaneRing], holes: Holes, most_points: int | None
+) -> Iterator[tuple[int, Ring, bool]]:
+    """Plane, points, and whether it is a hole, of each contour, plane by plane."""
+    planes: defaultdict[int, list[Ring]] = defaultdict(list)
     for ring in rings:
-        (outers if ring.area > 0 else holes)[ring.plane].append(ring.points)
-    corner = np.array(start[1:], np.float64)
-    return tuple(
-        Contour(start[0] + plane, points + corner)
-        for plane in sorted(outers)
-        for points in keyholes.join(outers[plane], holes[plane])
-    )
+        planes[ring.plane].append(ring.points)
+    for plane in sorted(planes):
+        if holes == "keyhole":
+            for points in _keyholes(planes[plane], most_points):
+                yield plane, points, False
+        else:
+            for whole in planes[plane]:
+                for points in _parts(whole, most_points):
+                    yield plane, points, signed_area(points) < 0
+
+
+def _keyholes(rings: list[Ring], most_points: int | None) -> Iterator[Ring]:
+    """One contour a region, or several where one would have too many points."""
+    outers = [ring for ring in rings if signed_area(ring) > 0]
+    holes = [ring for ring in rings if signed_area(ring) <= 0]
+    for region in keyholes.join(outers, holes):
+        parts = _cut(region.rings, len(region.contour), most_points)
+        if parts is None:
+            yield region.contour
+        else:
+            for part in parts:
+                yield from _keyholes(part, most_points)
+
+
+def _parts(ring: Ring, most_points: int | None) -> Iterator[Ring]:
+    """The ring, or several where it has too many points."""
+    parts = _cut((ring,), len(ring), most_points)
+    if parts is None:
+        yield ring
+    else:
+        for part in parts:
+            for piece in part:
+                yield from _parts(piece, most_points)
+
+
+def _cut(
+    rings: tuple[Ring, ...], points: int, most_points: int | None
+) -> tuple[list[Ring], list[Ring]] | None:
+    return None if most_points is None or points <= most_points else halves(rings)

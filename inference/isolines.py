@@ -15,6 +15,7 @@ import contourpy
 import numpy as np
 import shapely
 from numpy.typing import NDArray
+from scipy import ndimage
 
 from inference.outlines import PlaneRing
 
@@ -35,6 +36,16 @@ A pixel's coverage, the linear interpolation between pixels and the chords each 
 too far inside by an amount that is proportional to its curvature, together by 1/6 of a pixel
 over the radius in pixels; along a closed line that sums up to 2 pi / 6.
 """
+
+_UNCOVERED = 0.02
+"""A pixel that is covered by less than this, or up to so little, is not touched by the edge."""
+
+_TOUCHED_A_CROSSING = 1.25
+"""So many pixels a sharp edge touches at most for each line between pixel centres that it crosses."""
+
+_IN_PLANE = np.zeros((3, 3, 3), np.bool_)
+_IN_PLANE[1] = True
+"""Which pixels touch each other: eight neighbours in the plane, none in another one."""
 
 _FURTHEST_PX = 0.1
 """The restored area moves no line by more than this."""
@@ -110,7 +121,8 @@ def iso_lines(
     planes, exact = _trace(probability, threshold, scale)
     if not len(planes):
         return []
-    rings = _rings(_balanced(exact, simplify_mm, spacing_mm))
+    coverage = _coverage(probability[planes], threshold, exact, scale)
+    rings = _rings(_balanced(exact, coverage, simplify_mm, spacing_mm))
     areas = rings.areas() / scale.prod()
     points = np.split(rings.points / scale, rings.starts[1:])
     return [
@@ -189,7 +201,50 @@ def _are_specks(shapes: Geometries, scale: Vectors) -> NDArray[np.bool_]:
     return np.asarray((bounds[:, 2:] - bounds[:, :2] < _SPECK_PX * scale).all(axis=1))
 
 
-def _balanced(exact: Geometries, simplify_mm: float, spacing_mm: tuple[float, float]) -> Geometries:
+@dataclass(frozen=True)
+class _Coverage:
+    """What the lines around each connected part of a plane enclose together.
+
+    Attributes:
+        part: of each ring.
+        mm2: of each part; NaN where it is not known.
+    """
+
+    part: NDArray[np.intp]
+    mm2: Vectors
+
+
+def _coverage(
+    probability: NDArray[np.float32], threshold: float, exact: Geometries, scale: Vectors
+) -> _Coverage:
+    """How much the structure covers, where its values say how much of each pixel it covers.
+
+    They do where no more pixels lie between inside and outside than a sharp edge touches, which
+    crosses about as many lines between pixel centres, each in one point of the traced line. Elsewhere,
+    as where a network is not sure, the probabilities are no areas.
+    """
+    rings = _rings(exact)
+    touched = (probability > _UNCOVERED) & (probability < 1 - _UNCOVERED)
+    lines_crossed = np.bincount(rings.geometry[rings.ring], minlength=len(exact))
+    is_sharp = np.count_nonzero(touched, axis=(1, 2)) <= _TOUCHED_A_CROSSING * lines_crossed
+    if threshold != 0.5 or not is_sharp.any():
+        return _Coverage(np.zeros(len(rings.geometry), np.intp), np.array([np.nan]))
+    parts, count = ndimage.label((probability > _UNCOVERED) & is_sharp[:, None, None], _IN_PLANE)
+    mm2 = np.bincount(parts.ravel(), probability.ravel(), count + 1) * scale.prod()
+    mm2[0] = np.nan
+    # A traced point lies between two pixels, of which one belongs to the structure.
+    first = rings.points[rings.starts] / scale
+    highest = np.array(probability.shape[1:]) - 1
+    around = [np.clip(side(first), 0, highest).astype(np.intp) for side in (np.floor, np.ceil)]
+    planes = rings.geometry
+    values = [probability[planes, pixel[:, 0], pixel[:, 1]] for pixel in around]
+    inner = np.where((values[0] >= values[1])[:, None], *around)
+    return _Coverage(parts[planes, inner[:, 0], inner[:, 1]].astype(np.intp), mm2)
+
+
+def _balanced(
+    exact: Geometries, coverage: _Coverage, simplify_mm: float, spacing_mm: tuple[float, float]
+) -> Geometries:
     """Simplified, with each line moved sidewards until it encloses what it should.
 
     Where the move would make lines touch, the simplified ones stay as they are.
@@ -197,13 +252,18 @@ def _balanced(exact: Geometries, simplify_mm: float, spacing_mm: tuple[float, fl
     simple = _simplified(exact, simplify_mm)
     rings, wanted = _rings(simple), _rings(exact).areas()
     pixel_mm2 = spacing_mm[0] * spacing_mm[1]
-    missing = wanted + np.sign(wanted) * _LOST_BY_CURVATURE_PX * pixel_mm2 - rings.areas()
+    wanted += np.sign(wanted) * _LOST_BY_CURVATURE_PX * pixel_mm2
+    missing = wanted - rings.areas()
     before, after = rings.before, rings.after
     # The gradient of a ring's area: outwards, half as long as the way between the neighbours.
     outwards = np.stack((before[:, 1] - after[:, 1], after[:, 0] - before[:, 0]), axis=1) / 2
     lengths = np.linalg.norm(outwards, axis=1)
+    around = rings.sums(lengths)
+    parts, count = coverage.part, len(coverage.mm2)
+    off = coverage.mm2 - np.bincount(parts, wanted, count)
+    off_mm = np.nan_to_num(off / np.maximum(np.bincount(parts, around, count), np.finfo(float).tiny))
     furthest = _FURTHEST_PX * min(spacing_mm)
-    move = np.clip(missing / rings.sums(lengths), -furthest, furthest)
+    move = np.clip(missing / around + off_mm[parts], -furthest, furthest)
     units = outwards / np.maximum(lengths, np.finfo(float).tiny)[:, None]
     steps = _short_of_centres(rings.points, move[rings.ring, None] * units, np.array(spacing_mm))
     moved = _with_points(simple, rings, rings.points + steps)

@@ -8,14 +8,28 @@ Never lets a bridge cross anything: it ends at the first line that it meets.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from inference.outlines import Ring
 
 
-def join(outers: Sequence[Ring], holes: Sequence[Ring]) -> list[Ring]:
-    """One contour for each outer ring, with its holes joined to it.
+@dataclass(frozen=True)
+class Region:
+    """One connected region of a plane.
+
+    Attributes:
+        contour: its outer ring and its holes as one contour.
+        rings: the same apart, the outer one first.
+    """
+
+    contour: Ring
+    rings: tuple[Ring, ...]
+
+
+def join(outers: Sequence[Ring], holes: Sequence[Ring]) -> list[Region]:
+    """One region for each outer ring, with its holes joined to it.
 
     From the leftmost point of a hole a bridge runs along its row to the left, to the first line
     that it meets. That line bounds the same region: the bridge never leaves the region, and a
@@ -30,13 +44,14 @@ def join(outers: Sequence[Ring], holes: Sequence[Ring]) -> list[Ring]:
     Raises:
         ValueError: a hole with no line to its left; it lies in no region.
     """
-    contours = list(outers)
+    regions = [Region(outer, (outer,)) for outer in outers]
     for hole in sorted((_from_leftmost(hole) for hole in holes), key=lambda hole: float(hole[0, 1])):
-        met = [_first_line_to_the_left(contour, hole[0]) for contour in contours]
-        nearest = max(range(len(contours)), key=lambda index: met[index][0])
+        met = [_first_line_to_the_left(region.contour, hole[0]) for region in regions]
+        nearest = max(range(len(regions)), key=lambda index: met[index][0])
         column, edge = met[nearest]
-        contours[nearest] = _splice(contours[nearest], edge, column, hole)
-    return contours
+        region = regions[nearest]
+        regions[nearest] = Region(_splice(region.contour, edge, column, hole), (*region.rings, hole))
+    return regions
 
 
 def _from_leftmost(ring: Ring) -> Ring:

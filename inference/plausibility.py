@@ -14,33 +14,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inference.errors import OutsideModelError
+from inference.flags import (
+    CUT_BY_FIELD_OF_VIEW,
+    CUT_BY_MODEL_EXTENT,
+    FLAGS,
+    IMPLAUSIBLE_SIDE,
+    IN_PIECES,
+    LOW_CONFIDENCE,
+    NOT_FOUND,
+    OUT_OF_PLACE,
+    UNEQUAL_SIDES,
+    VOLUME_OUT_OF_RANGE,
+)
 from inference.morphology import bounds, count_components
 from inference.postprocessing import volume_cm3
 from inference.segmentation import StructureMap
 from inference.volume import PlaneStack
 from models.card import ModelDescription
-
-NOT_FOUND = "not_found"
-CUT_BY_FIELD_OF_VIEW = "cut_by_field_of_view"
-CUT_BY_MODEL_EXTENT = "cut_by_model_extent"
-VOLUME_OUT_OF_RANGE = "volume_out_of_range"
-IMPLAUSIBLE_SIDE = "implausible_side"
-UNEQUAL_SIDES = "unequal_sides"
-OUT_OF_PLACE = "out_of_place"
-IN_PIECES = "in_pieces"
-LOW_CONFIDENCE = "low_confidence"
-FLAGS = (
-    NOT_FOUND,
-    CUT_BY_FIELD_OF_VIEW,
-    CUT_BY_MODEL_EXTENT,
-    VOLUME_OUT_OF_RANGE,
-    IMPLAUSIBLE_SIDE,
-    UNEQUAL_SIDES,
-    OUT_OF_PLACE,
-    IN_PIECES,
-    LOW_CONFIDENCE,
-)
-"""In the order in which they are told."""
 
 Vector = NDArray[np.float64]
 

@@ -69,6 +69,16 @@ class PlaneStack:
         return offsets
 
     @property
+    def tilt_deg(self) -> float:
+        """The angle between the normal and the way from the first slice to the last: the gantry's tilt.
+
+        Planes that are oblique but stacked along their normal have none.
+        """
+        way = self.origins_mm[-1] - self.origins_mm[0]
+        along = float(way @ self.normal)
+        return float(np.degrees(np.arctan2(np.linalg.norm(way - along * self.normal), along)))
+
+    @property
     def shape(self) -> tuple[int, int, int]:
         """(slices, rows, columns)."""
         return len(self.origins_mm), self.rows, self.columns

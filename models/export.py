@@ -104,8 +104,8 @@ def export_package(
         output: the package's folder, made where it is missing.
         version: of the model; another whenever the weights are.
         half: whether the convolutions run in float16, for GPUs.
-        held_out: `cross_validation.csv`, for thresholds and confidence; None takes the usual threshold and
-            states the network's own sureness as confidence.
+        held_out: a training's `held_out.csv` or `cross_validation.csv`, for thresholds and confidence; None
+            takes the usual threshold and states the network's own sureness as confidence.
 
     Raises:
         ValueError: the network in the file differs from the trained one.

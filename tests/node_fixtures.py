@@ -71,6 +71,7 @@ class BoxSegmenter:
     def __init__(self, package: ModelPackage, problem: Exception | None = None) -> None:
         self._structure = package.description.structures[0]
         self.problem = problem
+        self.flags: tuple[str, ...] = ()
         self.runs = 0
 
     def warm_up(self) -> float:
@@ -84,7 +85,7 @@ class BoxSegmenter:
         probability = np.zeros((8, 12, 12), np.float32)
         probability[1:-1, 1:-1, 1:-1] = 1.0
         start = (slices // 2 - 4, rows // 2 - 6, columns // 2 - 6)
-        box = StructureMap(self._structure, start, probability, 0.5, 1.0, ())
+        box = StructureMap(self._structure, start, probability, 0.5, 1.0, self.flags)
         return Segmentation((box,), "cpu", {"preprocess": 0.0, "forward": 0.0, "postprocess": 0.0})
 
 

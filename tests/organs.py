@@ -8,9 +8,10 @@ Never runs a network.
 from __future__ import annotations
 
 import gzip
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +23,8 @@ from inference.volume import PlaneStack
 from models.card import Code, Input, ModelDescription, Structure, Window
 
 NAMES = ("Brainstem", "SpinalCord", "Parotid_L", "Parotid_R", "Bone_Mandible")
+
+SIDES: Mapping[str, Literal["L", "R"]] = {"_L": "L", "_R": "R"}
 
 MODEL = ModelDescription(
     name="anatomynet-test",
@@ -55,6 +58,7 @@ def structure(name: str = "Brainstem", channel: int = 1) -> Structure:
         channel=channel,
         color=(40 * channel % 256, 200, 30),
         code=Code(value="15926001", meaning="Brainstem"),
+        laterality=SIDES.get(name[-2:]),
         volume_cm3=(1, 50),
     )
 

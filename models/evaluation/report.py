@@ -130,13 +130,7 @@ def _headline(inside: Sequence[Summary]) -> list[str]:
         return [*lines, "There are none."]
     rows = [
         (
-            one.structure,
-            str(one.patients),
-            str(one.missed),
-            _mean_sd(one.dice),
-            _f(one.dice.median),
-            _f(one.dice.low),
-            f"{_f(one.dice.least)} ({one.scores[0].patient})",
+            *_dice_cells(one),
             verdict(one.structure, one.dice.mean),
             _known(GOALS.get(one.structure, Goal()).paper),
             _known(GOALS.get(one.structure, Goal()).observers),
@@ -161,10 +155,7 @@ def _surfaces(inside: Sequence[Summary]) -> list[str]:
         (
             one.structure,
             str(one.patients - one.missed),
-            _pair(one.surface_dice, 3),
-            _pair(one.hd95_mm, 1),
-            _pair(one.mean_distance_mm, 2),
-            _signed(one.volume_error_percent),
+            *_surface_cells(one),
             _f(one.hd95_mm.most, 1),
         )
         for one in inside
@@ -213,22 +204,7 @@ def _volumes(score: Score) -> str:
 
 
 def _all_plausible(scores: Sequence[Score]) -> list[str]:
-    rows = [
-        (
-            one.structure,
-            str(one.patients),
-            str(one.missed),
-            _mean_sd(one.dice),
-            _f(one.dice.median),
-            _f(one.dice.low),
-            f"{_f(one.dice.least)} ({one.scores[0].patient})",
-            _pair(one.surface_dice, 3),
-            _pair(one.hd95_mm, 1),
-            _pair(one.mean_distance_mm, 2),
-            _signed(one.volume_error_percent),
-        )
-        for one in summarise(plausible(scores))
-    ]
+    rows = [(*_dice_cells(one), *_surface_cells(one)) for one in summarise(plausible(scores))]
     if not rows:
         return []
     return [
@@ -335,10 +311,7 @@ def _observers(scores: Sequence[Score]) -> list[str]:
                 _f(one.dice.median),
                 _f(one.dice.low),
                 f"{_f(one.dice.least)} ({one.scores[0].patient})" if one.scores else "–",
-                _pair(one.surface_dice, 3),
-                _pair(one.hd95_mm, 1),
-                _pair(one.mean_distance_mm, 2),
-                _signed(one.volume_error_percent),
+                *_surface_cells(one),
                 f"{_f(whole.dice.mean)} ({whole.patients})",
             )
         )
@@ -400,6 +373,29 @@ def _method(facts: Facts) -> list[str]:
             "  the archive's grid, so that the reference is never interpolated."
         )
     return lines
+
+
+def _dice_cells(one: Summary) -> tuple[str, ...]:
+    """Below `_DICE`."""
+    return (
+        one.structure,
+        str(one.patients),
+        str(one.missed),
+        _mean_sd(one.dice),
+        _f(one.dice.median),
+        _f(one.dice.low),
+        f"{_f(one.dice.least)} ({one.scores[0].patient})",
+    )
+
+
+def _surface_cells(one: Summary) -> tuple[str, ...]:
+    """Below `_SURFACES`."""
+    return (
+        _pair(one.surface_dice, 3),
+        _pair(one.hd95_mm, 1),
+        _pair(one.mean_distance_mm, 2),
+        _signed(one.volume_error_percent),
+    )
 
 
 def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:

@@ -17,7 +17,7 @@ from inference.confidence import confidences, mean_of_others
 from models.card import Calibration
 from models.training.held_out import THRESHOLDS, USUAL_THRESHOLD, HeldOutScore, Judged
 
-_ENOUGH = 20
+_ENOUGH = 10
 """Fewer patients than this choose no threshold of their own."""
 _WORTH = 0.003
 """A threshold other than the usual one must bring at least so much Dice."""

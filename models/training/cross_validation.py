@@ -13,11 +13,10 @@ from pathlib import Path
 
 import numpy as np
 
-from models.export import load_average
 from models.training.calibration import calibrate, rank_correlation
 from models.training.config import Folds, TrainingConfig
-from models.training.held_out import THRESHOLDS, HeldOutScore, judge, write_scores
-from models.training.trainer import read_patients, train
+from models.training.held_out import THRESHOLDS, HeldOutScore, read_scores, write_scores
+from models.training.trainer import train
 
 
 def cross_validate(
@@ -40,10 +39,8 @@ def cross_validate(
     for fold in range(config.folds.count):
         report(f"fold {fold + 1} of {config.folds.count}")
         one = replace(config, folds=Folds(config.folds.count, fold))
-        checkpoint = train(one, data, output / f"fold_{fold}", start_from, report)
-        network = load_average(checkpoint, one)
-        watched = read_patients(one, data).watched
-        scores += judge(network, one.view, one.network.multiple_of, watched, THRESHOLDS)
+        train(one, data, output / f"fold_{fold}", start_from, report)
+        scores += read_scores(output / f"fold_{fold}" / "held_out.csv")
         write_scores(output / "cross_validation.csv", scores)
         (output / "CROSS_VALIDATION.md").write_text(table(one.structures, scores), encoding="utf-8")
     return output / "cross_validation.csv"

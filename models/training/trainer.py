@@ -24,7 +24,7 @@ from models.training.anatomynet import AnatomyNet
 from models.training.batches import Batch, batches
 from models.training.config import TrainingConfig, as_json
 from models.training.curves import Curves
-from models.training.held_out import judge, means
+from models.training.held_out import THRESHOLDS, judge, means, write_scores
 from models.training.losses import anatomy_loss
 
 CHECKPOINT_EVERY = 100
@@ -194,7 +194,8 @@ def train(
     """Train to the end of the configuration's phases; resume from `output` where it holds a checkpoint.
 
     Writes `checkpoint.pt`, `loss.csv`, `watch.csv` (Dice of the averaged weights on the held-out training
-    patients) and `curves.png` into `output`. Returns the checkpoint's path.
+    patients) and `curves.png` into `output`, and at the end `held_out.csv`: what those patients say of each
+    threshold, which the export selects and calibrates by. Returns the checkpoint's path.
 
     Args:
         data: an archive that `models.archives.layouts` knows.
@@ -222,6 +223,10 @@ def train(
     weights = torch.tensor(config.objective.class_weights(drawn), device=device)
     curves = Curves(output, config.structures, run.step)
     _run_to_the_end(run, config, parts, weights, curves, checkpoint, report)
+    multiple_of = config.network.multiple_of
+    write_scores(
+        output / "held_out.csv", judge(run.average, config.view, multiple_of, parts.watched, THRESHOLDS)
+    )
     return checkpoint
 
 

@@ -93,10 +93,11 @@ class Node:
 def make_node(tmp_path: Path) -> Iterator[Callable[..., Node]]:
     engines = []
 
-    def make(port: int, preview: bool = True) -> Node:
+    def make(port: int, preview: bool = True, **more: dict[str, Any]) -> Node:
         sha256 = write_package(tmp_path / "packages")
         pacs = {"name": "pacs", "host": "127.0.0.1", "port": port, "ae_title": "ARCHIVE", "preview": preview}
-        config = configuration(tmp_path / "node", sha256, destinations=[pacs])
+        others = [{**pacs, "name": name, **changes} for name, changes in more.items()]
+        config = configuration(tmp_path / "node", sha256, destinations=[pacs, *others])
         config = config.model_copy(
             update={"model": config.model.model_copy(update={"folder": tmp_path / "packages"})}
         )
@@ -155,6 +156,19 @@ def test_the_study_gets_pictures_that_show_the_contours_where_they_are(
         assert green > blue + 20
     assert node.companion().state is DeliveryState.STORED
     assert "Pictures to pacs: STORED" in story.show(node.engine, 1).in_words()
+
+
+def test_each_destination_sees_its_own_edition(make_node: Callable[..., Node], archive: StandInPacs) -> None:
+    node = make_node(archive.port, planning={"rt_struct": {"name_prefix": "AI_"}})
+    node.contour((PHANTOM, None))
+    node.send()
+    editions = archive.instances(RTStructureSetStorage)
+    assert len(editions) == 2
+    first_sheets = [one for one in captures(archive) if one.InstanceNumber == 1]
+    for edition in editions:
+        assert sum(edition.sop_instance_uid in one.DerivationDescription for one in first_sheets) == 1
+    assert len({one.SeriesInstanceUID for one in first_sheets}) == 2
+    assert first_sheets[0].PixelData != first_sheets[1].PixelData, "the names differ"
 
 
 @needs("dciodvfy")

@@ -21,7 +21,7 @@ from dicom_node.config import Config, Destination, Storage
 from dicom_node.database import open_engine, reading, transaction
 from dicom_node.deliverer import Deliverer
 from dicom_node.delivery_figures import read_figures
-from dicom_node.jobs import Model, Result
+from dicom_node.jobs import Kept, Model, Result
 from dicom_node.schema import Delivery, Job, Series
 from dicom_node.stand_in_pacs import StandInPacs
 from dicom_node.states import DeliveryState, JobState
@@ -59,7 +59,7 @@ class Node:
         self.config.storage.results.mkdir(exist_ok=True)
         file = write_instance(self.config.storage.results / f"{number}.dcm", f"2.25.{number}")
         sha256 = hashlib.sha256(file.read_bytes()).hexdigest()
-        result = Result(file.name, sha256, f"2.25.{number}", {"rois": []}, "5 structures")
+        result = Result(Kept(file.name, sha256, f"2.25.{number}"), {"rois": []}, "5 structures")
         now = self.clock()
         with transaction(self.engine) as session:
             series = Series(

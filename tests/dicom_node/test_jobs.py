@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 
 from dicom_node import jobs, migrate
 from dicom_node.database import open_engine, reading, transaction
-from dicom_node.jobs import IllegalTransitionError, Model, Result
+from dicom_node.jobs import IllegalTransitionError, Kept, Model, Result
 from dicom_node.schema import Delivery, Instance, Job, Series, Transition
 from dicom_node.states import (
     DELIVERY_TRANSITIONS,
@@ -24,7 +24,7 @@ from dicom_node.states import (
 
 MODEL = Model("anatomynet-hn", "a" * 64)
 OTHER_MODEL = Model("anatomynet-hn", "b" * 64)
-RESULT = Result("r.dcm", "c" * 64, "2.25.7", {"rois": []}, "5 structures")
+RESULT = Result(Kept("r.dcm", "c" * 64, "2.25.7"), {"rois": []}, "5 structures")
 EVIDENCE = {"kind": "quiet", "quiet_s": 30.0, "instances": 0, "associations": 0, "not_released": 0}
 
 
@@ -223,7 +223,7 @@ def test_a_late_slice_from_ready_on_makes_a_revision_that_names_its_predecessor(
         assert later.id != job.id
         assert job.state is before
         has_result = end in {"ready", "sent"}
-        assert later.predecessor_sop_instance_uid == (RESULT.sop_instance_uid if has_result else None)
+        assert later.predecessor_sop_instance_uid == (RESULT.first.sop_instance_uid if has_result else None)
 
 
 def test_a_revision_has_one_job_a_model_however_often_it_is_asked_for(engine: Engine) -> None:
@@ -281,7 +281,7 @@ def test_a_repeated_push_sends_the_stored_result_once_more(engine: Engine) -> No
         assert series.pushed_again_at is None
         assert job.state is JobState.READY
         assert {(d.state, d.next_attempt_at) for d in deliveries} == {(DeliveryState.PENDING, 25.0)}
-        assert job.rt_struct_file == RESULT.file
+        assert job.rt_struct_file == RESULT.first.file
         assert jobs.deliver_again(session, series, "pushed again", 26.0) is None  # it is under way
 
 

@@ -52,4 +52,4 @@ def test_upgrading_again_changes_nothing_and_many_may_do_it_at_once(tmp_path: Pa
             "companions_state_follows_the_table",
             "transitions_are_history",
         }
-        assert connection.execute(text("SELECT version_num FROM alembic_version")).scalars().all() == ["0002"]
+        assert connection.execute(text("SELECT version_num FROM alembic_version")).scalars().all() == ["0003"]

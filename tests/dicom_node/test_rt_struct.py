@@ -11,14 +11,18 @@ import numpy as np
 import pytest
 from pydicom import dcmread
 from pydicom.dataset import FileDataset
+from pydicom.sr._concepts_dict import concepts as CONCEPTS
 from pydicom.tag import Tag
-from pydicom.uid import ExplicitVRBigEndian, ImplicitVRLittleEndian
+from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from dicom_node import ct_identity, rt_struct, rt_struct_check
 from dicom_node.ct_series import CtSeries, assemble
 from dicom_node.ct_slice import read_slice
 from dicom_node.errors import SeriesRejectedError
+from dicom_node.profiles import Profile
+from dicom_node.structure_template import Entry, Template
 from inference.segmentation import Segmentation
+from models.anatomy import ANATOMY
 from tests import organs, phantoms
 from tests.phantoms import ORIENTATIONS, Phantom
 from tests.tools import needs
@@ -146,6 +150,22 @@ def test_dciodvfy_finds_no_error(tmp_path, mode, overrides):
     assert errors == []
 
 
+@needs("dciodvfy")
+def test_dciodvfy_finds_no_error_in_what_another_profile_wants(tmp_path):
+    profile = Profile(
+        transfer_syntax="explicit",
+        points_per_contour=20,
+        name_prefix="AN_",
+        name_length=64,
+        name_case="upper",
+    )
+    path = tmp_path / "rs.dcm"
+    path.write_bytes(built(phantoms.series(Phantom(overrides=JAPANESE)), profile=profile)[0].data)
+    judged = subprocess.run(["dciodvfy", "-new", str(path)], capture_output=True, text=True, check=False)
+    assert [line for line in judged.stderr.splitlines() if line.startswith("Error")] == []
+    assert read(path.read_bytes()).file_meta.TransferSyntaxUID == ExplicitVRLittleEndian
+
+
 @needs("dcentvfy")
 def test_dcentvfy_finds_one_patient_one_study_and_one_frame_of_reference(tmp_path):
     phantom = Phantom()
@@ -197,8 +217,8 @@ def test_the_same_job_done_again_gives_the_same_bytes_whatever_the_order_of_the_
         {"series_description": "Other"},
         {"model": organs.MODEL.model_copy(update={"sha256": "cd" * 32})},
         {"program_version": "0.2.0"},
-        {"template": "other"},
-        {"profile": "eclipse"},
+        {"template": Template(structures={"Brainstem": Entry(name="Stem")})},
+        {"profile": Profile(name_prefix="AN_")},
         {"predecessor_sop_instance_uid": "1.2.3"},
     ],
     ids=lambda changes: next(iter(changes)),
@@ -268,6 +288,67 @@ def test_a_structure_that_was_not_found_is_left_out_and_reported():
     assert [report.number for report in made.rois] == [1, None, 3, 4, 5]
     assert made.rois[1].flags == ("not_found",)
     assert "SpinalCord" not in [roi.ROIName for roi in read(made.data).StructureSetROISequence]
+
+
+def test_by_profile_a_structure_that_was_not_found_is_there_without_contours_or_refuses_the_object():
+    series = phantoms.series()
+    whole = organs.segmentation(series.volume.planes)
+    absent = replace(organs.boxed(np.zeros((1, 1, 1), bool), "SpinalCord", 2), flags=("not_found",))
+    some = Segmentation((whole.structures[0], absent), "cpu", {})
+    options = replace(organs.options(), profile=Profile(empty_structures="include"))
+    made = rt_struct.build(series, some, options)
+    rt_struct_check.check(made.data, series, some, options)
+    dataset = read(made.data)
+    assert [roi.ROIName for roi in dataset.StructureSetROISequence] == ["Brainstem", "SpinalCord"]
+    assert ["ContourSequence" in roi for roi in dataset.ROIContourSequence] == [True, False]
+    with pytest.raises(rt_struct.IncompleteError, match="SpinalCord was not found"):
+        rt_struct.build(series, some, replace(options, profile=Profile(empty_structures="refuse")))
+
+
+def test_a_template_gives_names_and_colours_and_leaves_structures_out():
+    series = phantoms.series()
+    template = Template(
+        structures={
+            "Brainstem": Entry(name="Hirnstamm", color=(9, 8, 7)),
+            "SpinalCord": Entry(leave_out=True),
+        }
+    )
+    made, segmentation, options = built(series, template=template)
+    rt_struct_check.check(made.data, series, segmentation, options)
+    dataset = read(made.data)
+    assert [roi.ROIName for roi in dataset.StructureSetROISequence] == ["Hirnstamm", *organs.NAMES[2:]]
+    assert list(dataset.ROIContourSequence[0].ROIDisplayColor) == [9, 8, 7]
+    assert [roi.number for roi in made.rois] == [1, None, 3, 4, 5]
+    assert [roi.name for roi in made.rois] == list(organs.NAMES)
+
+
+def test_a_label_names_the_model_and_the_day():
+    dataset = read(built(phantoms.series(), structure_set_label="{version} {date}")[0].data)
+    assert dataset.StructureSetLabel == "1.2.3 20260301"
+
+
+def test_a_side_is_coded_beside_the_organ():
+    observations = read(built(phantoms.series())[0].data).RTROIObservationsSequence
+    sides = [
+        [
+            modifier.CodeMeaning
+            for modifier in one.RTROIIdentificationCodeSequence[0].get(
+                "SegmentedPropertyTypeModifierCodeSequence", ()
+            )
+        ]
+        for one in observations
+    ]
+    assert sides == [[], [], ["Left"], ["Right"], []]
+
+
+def test_each_code_of_the_anatomy_is_in_the_dictionary_with_its_meaning():
+    known = {
+        (value, meaning.casefold())
+        for codes in CONCEPTS["SCT"].values()
+        for value, (meaning, _) in codes.items()
+    }
+    for organ in ANATOMY.values():
+        assert (organ.code.value, organ.code.meaning.casefold()) in known
 
 
 def test_a_series_without_any_structure_is_rejected():

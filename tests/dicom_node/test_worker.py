@@ -4,15 +4,16 @@ import errno
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from pydicom import dcmread
 from sqlalchemy import Engine, select
 from sqlalchemy.exc import OperationalError
 
-from dicom_node import jobs, migrate
+from dicom_node import jobs, migrate, rt_struct
 from dicom_node import worker as worker_module
 from dicom_node.config import Config
 from dicom_node.database import open_engine, reading, transaction
@@ -23,6 +24,7 @@ from dicom_node.states import DeliveryState, JobState, SeriesState
 from dicom_node.worker import Worker
 from dicom_node.worker_figures import Heartbeat
 from inference.errors import InferenceFailedError
+from inference.postprocessing import absent
 from tests.node_fixtures import BoxSegmenter, configuration, receive, write_package
 from tests.phantoms import Phantom
 
@@ -288,6 +290,51 @@ def test_an_unapproved_model_sends_nothing_and_says_what_to_do(make_node: Callab
     assert node.job().state is JobState.READY
 
 
+def test_what_review_holds_waits_with_its_reason_and_goes_out_once_it_is_released(
+    make_node: Callable[..., Node],
+) -> None:
+    node = make_node(review={"hold": ["out_of_place"]})
+    worker = node.worker()
+    node.segmenters[0].flags = ("in_pieces", "out_of_place")
+    node.receive()
+    node.now += 2.0
+    node.step(worker)
+    job = node.job()
+    assert (job.state, job.reason_code) == (JobState.HELD, "held_for_review")
+    assert "Brainstem: out of place;" in (job.reason or "")
+    assert f"jobs release {job.id}" in (job.reason or "")
+    assert (job.report or {})["rois"][0]["flags"] == ["in_pieces", "out_of_place"]
+    assert (node.deliveries(), list(node.config.storage.results.iterdir())) == ([], [])
+    with transaction(node.engine) as session:
+        jobs.release(session, session.get_one(Job, job.id), node.now)
+    node.step(worker)
+    assert node.job().state is JobState.READY
+    assert [delivery.state for delivery in node.deliveries()] == [DeliveryState.PENDING]
+
+
+def test_what_review_does_not_name_goes_out_with_its_flags(make_node: Callable[..., Node]) -> None:
+    node = make_node(review={"hold": ["low_confidence"], "leave_out": ["unequal_sides"]})
+    worker = node.worker()
+    node.segmenters[0].flags = ("out_of_place",)
+    node.receive()
+    node.now += 2.0
+    node.step(worker)
+    assert node.job().state is JobState.READY
+    written = dcmread(node.config.storage.results / str(node.job().rt_struct_file))
+    assert "out_of_place" in written.RTROIObservationsSequence[0].ROIObservationDescription
+
+
+def test_a_series_of_which_review_leaves_nothing_is_rejected(make_node: Callable[..., Node]) -> None:
+    node = make_node(review={"leave_out": ["out_of_place"]})
+    worker = node.worker()
+    node.segmenters[0].flags = ("out_of_place",)
+    node.receive()
+    node.now += 2.0
+    node.step(worker)
+    assert (node.job().state, node.job().reason_code) == (JobState.REJECTED, "nothing_found")
+    assert "Brainstem: out_of_place" in (node.job().reason or "")
+
+
 def test_late_slices_during_the_run_drop_its_outcome_and_all_are_contoured(
     node: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -546,3 +593,119 @@ def test_the_running_worker_sees_what_is_committed_and_ends_when_told(make_node:
     thread.join(20)
     assert not thread.is_alive()
     assert node.job().state is JobState.READY
+
+
+PLAIN = {"name": "pacs", "host": "127.0.0.1", "port": 1, "ae_title": "PACS"}
+
+
+def test_two_destinations_that_want_different_objects_get_an_edition_each_and_the_same_one_every_time(
+    make_node: Callable[..., Node],
+) -> None:
+    tps = {**PLAIN, "name": "tps", "rt_struct": {"name_case": "upper", "transfer_syntax": "explicit"}}
+    same = {**PLAIN, "name": "backup"}
+    node = make_node(destinations=[PLAIN, tps, same])
+    worker = node.worker()
+    node.receive()
+    node.now += 2.0
+    node.step(worker)
+    pacs, other, backup = node.deliveries()
+    assert (pacs.rt_struct_file, pacs.sop_instance_uid) == (backup.rt_struct_file, backup.sop_instance_uid)
+    assert node.job().sop_instance_uid == pacs.sop_instance_uid != other.sop_instance_uid
+    written = {
+        delivery.destination: dcmread(node.config.storage.results / str(delivery.rt_struct_file))
+        for delivery in (pacs, other)
+    }
+    for delivery in (pacs, other):
+        assert written[delivery.destination].SOPInstanceUID == delivery.sop_instance_uid
+    assert [str(one.StructureSetROISequence[0].ROIName) for one in written.values()] == [
+        "Brainstem",
+        "BRAINSTEM",
+    ]
+    before = {path.name for path in node.config.storage.results.iterdir()}
+    with transaction(node.engine) as session:
+        jobs.delivery_refused(session, session.get_one(Delivery, other.id), 0xA900, "no", node.now)
+        for path in node.config.storage.results.iterdir():
+            path.unlink()
+        job = session.get_one(Job, node.job().id)
+        job.rt_struct_file = None
+        jobs.retry(session, job, node.now)
+    node.step(worker)
+    assert {path.name for path in node.config.storage.results.iterdir()} == before
+
+
+def test_each_edition_names_what_its_destination_has_of_the_earlier_revision(
+    make_node: Callable[..., Node],
+) -> None:
+    tps = {**PLAIN, "name": "tps", "rt_struct": {"name_prefix": "AN_"}}
+    node = make_node(destinations=[PLAIN, tps])
+    worker = node.worker()
+    node.receive(which=range(23))
+    node.now += 2.0
+    node.step(worker)
+    first = node.deliveries()
+    node.receive(which=[23])
+    node.now += 31.0
+    node.step(worker)
+    node.now += 31.0
+    node.step(worker)
+    later = node.deliveries()[2:]
+    assert [delivery.destination for delivery in later] == ["pacs", "tps"]
+    for before, after in zip(first, later, strict=True):
+        written = dcmread(node.config.storage.results / str(after.rt_struct_file))
+        (named,) = written.PredecessorStructureSetSequence
+        assert named.ReferencedSOPInstanceUID == before.sop_instance_uid
+
+
+def test_a_destination_that_takes_only_complete_sets_gets_nothing_and_the_others_go_on(
+    make_node: Callable[..., Node], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    strict = {**PLAIN, "name": "strict", "rt_struct": {"empty_structures": "refuse"}}
+    node = make_node(destinations=[strict, PLAIN])
+    worker = node.worker()
+    build = rt_struct.build
+
+    def with_one_more(series: Any, segmentation: Any, options: Any) -> Any:
+        cord = absent(segmentation.structures[0].structure.model_copy(update={"name": "SpinalCord"}))
+        return build(series, replace(segmentation, structures=(*segmentation.structures, cord)), options)
+
+    monkeypatch.setattr(rt_struct, "build", with_one_more)
+    node.receive()
+    node.now += 2.0
+    node.step(worker)
+    assert [(one.destination, one.state) for one in node.deliveries()] == [
+        ("strict", DeliveryState.REFUSED),
+        ("pacs", DeliveryState.PENDING),
+    ]
+    job, (refused, _) = node.job(), node.deliveries()
+    assert (job.state, job.reason) == (JobState.FAILED, "refused by strict")
+    assert "SpinalCord was not found" in str(refused.reason)
+    assert refused.rt_struct_file is None
+    with transaction(node.engine) as session:
+        jobs.retry(session, session.get_one(Job, job.id), node.now)
+    assert node.job().state is JobState.QUEUED
+
+
+def test_an_object_that_fails_its_check_stops_the_job_and_is_kept_apart(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build = rt_struct.build
+
+    def damaged(*given: Any) -> rt_struct.RtStruct:
+        made = build(*given)
+        return replace(made, data=made.data.replace(b"UNAPPROVED", b"APPROVED  "))
+
+    monkeypatch.setattr(rt_struct, "build", damaged)
+    worker = node.worker()
+    node.receive()
+    node.now += 2.0
+    node.step(worker)
+    job = node.job()
+    assert job.state is JobState.FAILED
+    assert "only a person approves" in str(job.reason)
+    (kept,) = (node.config.storage.results / "quarantine").iterdir()
+    assert str(kept) in str(job.reason)
+    assert b"APPROVED  " in kept.read_bytes()
+    assert kept.name.startswith(f"job-{job.id}-")
+    assert node.deliveries() == []
+    node.worker().recover()
+    assert kept.exists()

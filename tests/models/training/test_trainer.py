@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
@@ -14,6 +15,7 @@ torch = pytest.importorskip("torch", reason="training needs the extra `train` (t
 from models.card import PACKAGES  # noqa: E402
 from models.training.ablation import read_ablation  # noqa: E402
 from models.training.config import Phase, TrainingConfigError, read_config  # noqa: E402
+from models.training.held_out import read_scores  # noqa: E402
 from models.training.trainer import ResumeError, train  # noqa: E402
 from tests.models.small_archive import CONFIG, write_patients  # noqa: E402
 
@@ -63,7 +65,7 @@ def test_a_training_cut_off_and_resumed_gives_the_weights_and_curves_of_an_unint
 
     for name, tensor in _weights(whole).items():
         torch.testing.assert_close(_weights(resumed)[name], tensor, msg=name)
-    for table in ("loss.csv", "watch.csv"):
+    for table in ("loss.csv", "watch.csv", "held_out.csv"):
         assert (tmp_path / "whole" / table).read_text() == (tmp_path / "resumed" / table).read_text()
     assert (tmp_path / "whole" / "curves.png").stat().st_size > 1000
 
@@ -103,6 +105,10 @@ def test_training_finds_the_structures_of_a_phantom_that_it_was_never_shown(
     header, *rows = (tmp_path / "run" / "watch.csv").read_text().splitlines()
     dice = dict(zip(header.split(","), map(float, rows[-1].split(",")), strict=True))
     assert dice["Bone_Mandible"] > 0.6
+    held_out = [
+        one for one in read_scores(tmp_path / "run" / "held_out.csv") if one.structure == "Bone_Mandible"
+    ]
+    assert np.mean([one.dice for one in held_out]) == pytest.approx(dice["Bone_Mandible"], abs=1e-3)
     assert len((tmp_path / "run" / "loss.csv").read_text().splitlines()) == 41
 
 

@@ -1,0 +1,101 @@
+"""What looks odd is told, left out or held, as the configuration says, and never in silence."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from io import BytesIO
+from pathlib import Path
+
+import pytest
+from pydicom import dcmread
+
+from dicom_node import review, rt_struct, rt_struct_check
+from dicom_node.config import read_config
+from dicom_node.ct_series import CtSeries
+from dicom_node.errors import ConfigurationError, SeriesRejectedError
+from inference.flags import FLAGS
+from inference.segmentation import Segmentation
+from tests import organs, phantoms
+from tests.dicom_node.test_rt_struct import GEOMETRIES
+from tests.phantoms import Phantom
+
+SERIES = phantoms.series(Phantom())
+
+
+def flagged(series: CtSeries, flags: Mapping[str, tuple[str, ...]]) -> Segmentation:
+    """Five balls, with these flags."""
+    plain = organs.segmentation(series.volume.planes)
+    return replace(
+        plain,
+        structures=tuple(
+            replace(found, flags=flags.get(found.structure.name, ())) for found in plain.structures
+        ),
+    )
+
+
+def test_a_structure_that_is_left_out_is_not_in_the_object_and_keeps_its_flags() -> None:
+    odd = {"Parotid_L": ("unequal_sides", "low_confidence"), "Parotid_R": ("unequal_sides",)}
+    segmentation = review.without(flagged(SERIES, odd), ("low_confidence",))
+    options = replace(organs.options(), leave_out=("low_confidence",))
+    made = rt_struct.build(SERIES, segmentation, options)
+    rt_struct_check.check(made.data, SERIES, segmentation, options)
+    names = [str(roi.ROIName) for roi in dcmread(BytesIO(made.data)).StructureSetROISequence]
+    assert names == [name for name in organs.NAMES if name != "Parotid_L"]
+    told = {roi.name: roi.flags for roi in made.rois}
+    assert told["Parotid_L"] == ("unequal_sides", "low_confidence", "left_out")
+    assert told["Parotid_R"] == ("unequal_sides",)
+
+
+def test_another_policy_is_another_object() -> None:
+    segmentation = flagged(SERIES, {})
+    uids = {
+        rt_struct.build(SERIES, segmentation, replace(organs.options(), leave_out=flags)).sop_instance_uid
+        for flags in ((), ("in_pieces",), ("in_pieces", "out_of_place"), ("out_of_place", "in_pieces"))
+    }
+    assert len(uids) == 3  # the order says nothing
+
+
+def test_a_series_of_which_nothing_would_be_left_is_rejected_with_the_flags() -> None:
+    odd = dict.fromkeys(organs.NAMES, ("out_of_place",))
+    with pytest.raises(SeriesRejectedError, match=r"review\.leave_out .*Brainstem: out_of_place"):
+        review.without(flagged(SERIES, odd), ("out_of_place",))
+
+
+@pytest.mark.parametrize(
+    ("geometry", "flags", "reason"),
+    [
+        ("tilted gantry", ("tilted",), "the gantry was tilted by 15.0 degrees"),
+        ("tilted gantry", ("uneven",), None),
+        ("uneven slices", ("tilted", "uneven"), "the slice spacing changes within the series"),
+        *((name, ("tilted", "uneven"), None) for name in ("HFS", "FFDL", "oblique", "oblong pixels")),
+    ],
+)
+def test_tilted_and_uneven_series_are_held_where_the_policy_says_so_and_others_never(
+    geometry: str, flags: tuple[str, ...], reason: str | None
+) -> None:
+    series = phantoms.series(GEOMETRIES[geometry])
+    assert review.why_to_hold(series, flagged(series, {}), flags) == reason
+
+
+def test_what_is_left_out_holds_nothing_any_more() -> None:
+    odd = {"Parotid_L": ("in_pieces",), "SpinalCord": ("in_pieces", "low_confidence")}
+    segmentation = review.without(flagged(SERIES, odd), ("low_confidence",))
+    assert review.why_to_hold(SERIES, segmentation, ("in_pieces",)) == "Parotid_L: in pieces"
+    assert review.why_to_hold(SERIES, segmentation, ("out_of_place",)) is None
+
+
+@pytest.mark.parametrize(
+    ("key", "flag"), [("leave_out", "not_found"), ("leave_out", "tilted"), ("hold", "odd")]
+)
+def test_a_flag_that_means_nothing_there_is_a_configuration_error_that_names_the_known(
+    key: str, flag: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text(f"peers: []\ndestinations: []\nreview: {{{key}: [{flag}]}}\n")
+    with pytest.raises(ConfigurationError) as refused:
+        read_config(file)
+    (problem,) = [line for line in refused.value.problems if "review" in line]
+    assert f"review.{key}" in problem
+    assert flag in problem
+    assert FLAGS[-1] in problem
