@@ -12,6 +12,7 @@ import json
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from enum import IntEnum, StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Protocol
@@ -110,6 +111,26 @@ def work(config: ConfigPath = DEFAULT_CONFIG) -> None:
     from dicom_node import daemon
 
     daemon.work(config)
+
+
+@app.command()
+def commission(
+    config: ConfigPath = DEFAULT_CONFIG,
+    output: Annotated[Path, typer.Option("--output", help="Folder for the report.")] = Path(),
+    compare: Annotated[
+        Path | None,
+        typer.Option("--compare", help="JSON of an earlier report: what has drifted?", exists=True),
+    ] = None,
+) -> None:
+    """Go through known bodies on this installation and write a dated report to sign."""
+    from dicom_node import commissioning
+
+    done = commissioning.commission(config, output, datetime.now(UTC), compare, typer.echo)
+    for drift in done.drifts:
+        typer.echo(f"DRIFT {drift}")
+    typer.echo(f"{'all points hold' if done.holds else 'NOT all points hold'}; the report is in {output}")
+    if not done.holds:
+        raise typer.Exit(Exit.FAILED)
 
 
 @app.command()
