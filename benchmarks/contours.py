@@ -8,6 +8,7 @@ Never judges a network: the masks are drawn by people, the maps are made from th
 from __future__ import annotations
 
 import gzip
+import re
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -79,7 +80,8 @@ def cases(folder: Path) -> Iterator[Case]:
     for path in sorted(folder.rglob("*.nrrd")):
         mask, spacing_mm = read_nrrd(path)
         if mask.any():
-            yield Case(path.stem, _boxed(mask, path.stem), _planes(mask.shape, spacing_mm))
+            organ = re.sub(r"[-_](Lt|Rt)$", "", path.stem).replace("_", "-")
+            yield Case(organ, _boxed(mask, organ), _planes(mask.shape, spacing_mm))
 
 
 def compare(case: Case, mode: ContourMode, soft: bool) -> Truth:
@@ -172,9 +174,12 @@ def _boxed(mask: NDArray[np.bool_], organ: str) -> StructureMap:
     spans = [(int(axis.min()), int(axis.max())) for axis in np.nonzero(mask)]
     start = [max(0, low - margin) for low, _ in spans]
     box = tuple(slice(first, high + 1 + margin) for first, (_, high) in zip(start, spans, strict=True))
-    structure = Structure(name=organ[:16], channel=1, color=(0, 200, 0), code=CODE, volume_cm3=(0.01, 9999))
     first = (start[0], start[1], start[2])
-    return StructureMap(structure, first, mask[box].astype(np.float32), 0.5, None, ())
+    return StructureMap(_structure(organ), first, mask[box].astype(np.float32), 0.5, None, ())
+
+
+def _structure(name: str) -> Structure:
+    return Structure(name=name[:16], channel=1, color=(0, 200, 0), code=CODE, volume_cm3=(0.01, 9999))
 
 
 def _planes(shape: tuple[int, ...], spacing_mm: tuple[float, float, float]) -> PlaneStack:
@@ -196,29 +201,92 @@ def read_nrrd(path: Path) -> tuple[NDArray[np.bool_], tuple[float, float, float]
     return np.frombuffer(raw, np.uint8).reshape(sizes[::-1]) > 0, (slices, rows, columns)
 
 
-def show(measured: dict[str, dict[str, list[Truth]]]) -> None:
-    """Print a table for each way of drawing."""
-    for name, by_organ in measured.items():
-        table = Table(*HEADINGS, title=name, title_justify="left")
-        for row in rows(by_organ):
-            table.add_row(*row)
-        Console(width=140).print(table)
+@dataclass(frozen=True)
+class Shape:
+    """An ellipse with a hole of the same form, on pixels of a millimetre."""
+
+    name: str
+    radii_px: tuple[float, float]
+    hole: float = 0.0
+    """Its size relative to the whole."""
+
+    @property
+    def area(self) -> float:
+        """Square pixels."""
+        return float(np.pi * self.radii_px[0] * self.radii_px[1] * (1 - self.hole**2))
+
+    def covered(self, rng: np.random.Generator) -> NDArray[np.float32]:
+        """How much of each pixel it covers, somewhere and in any direction: (1, rows, columns)."""
+        extent, fine = 2 * int(max(self.radii_px)) + 8, 16
+        angle, (row, column) = rng.uniform(0, np.pi), (extent - 1) / 2 + rng.uniform(-0.5, 0.5, 2)
+        at = (np.arange(extent * fine) + 0.5) / fine - 0.5
+        down, across = at[:, None] - row, at[None] - column
+        along = (down * np.cos(angle) + across * np.sin(angle)) / self.radii_px[0]
+        aside = (across * np.cos(angle) - down * np.sin(angle)) / self.radii_px[1]
+        radius = np.hypot(along, aside)
+        inside = (radius <= 1) & (radius >= self.hole)
+        return inside.reshape(1, extent, fine, extent, fine).mean(axis=(2, 4), dtype=np.float32)
 
 
-def as_markdown(measured: dict[str, dict[str, list[Truth]]]) -> str:
+SHAPES = (
+    *(Shape(f"disc, radius {radius:g} px", (radius, radius)) for radius in (3.0, 3.5, 4.0, 6.0, 12.0)),
+    Shape("ring, radii 3 and 7 px", (7, 7), 3 / 7),
+    Shape("ring, radii 6 and 12 px", (12, 12), 6 / 12),
+    Shape("ellipse, radii 3 and 6 px", (3, 6)),
+    Shape("ellipse, radii 3 and 12 px", (3, 12)),
+    Shape("ellipse, radii 5 and 8 px", (5, 8)),
+)
+PLACES = 200
+
+
+def area_errors(shape: Shape) -> NDArray[np.float64]:
+    """Relative errors of the smooth contours' area, each at another place of the pixel."""
+    rng = np.random.default_rng(0)
+    areas = []
+    for _ in range(PLACES):
+        covered = shape.covered(rng)
+        found = StructureMap(_structure("Shape"), (0, 0, 0), covered, 0.5, None, ())
+        contours = trace(found, _planes(covered.shape, (1, 1, 1)), "smooth", SIMPLIFY_MM)
+        areas.append(sum(signed_area(contour.points) for contour in contours))
+    return np.array(areas) / shape.area - 1
+
+
+SHAPE_HEADINGS = ("partial-volume map", "places", "mean area error", "largest area error")
+
+
+def shape_rows() -> Iterator[tuple[str, ...]]:
+    """A line a shape whose area is known."""
+    for shape in SHAPES:
+        errors = area_errors(shape)
+        yield shape.name, str(PLACES), f"{errors.mean():+.2%}", f"{np.abs(errors).max():.2%}"
+
+
+def tables(folder: Path) -> Iterator[tuple[str, tuple[str, ...], list[tuple[str, ...]]]]:
+    """Title, headings and lines of each table."""
+    yield "Smooth contours of shapes whose area is known", SHAPE_HEADINGS, list(shape_rows())
+    for name, by_organ in measure(folder).items():
+        yield name[0].upper() + name[1:], HEADINGS, list(rows(by_organ))
+
+
+def show(title: str, headings: tuple[str, ...], lines: list[tuple[str, ...]]) -> None:
+    """Print a table for a person."""
+    table = Table(*headings, title=title, title_justify="left")
+    for line in lines:
+        table.add_row(*line)
+    Console(width=140).print(table)
+
+
+def as_markdown(title: str, headings: tuple[str, ...], lines: list[tuple[str, ...]]) -> str:
     """The same for a document."""
-    lines = []
-    for name, by_organ in measured.items():
-        lines += [f"### {name[0].upper()}{name[1:]}", "", f"| {' | '.join(HEADINGS)} |"]
-        lines += [f"|{'---|' * len(HEADINGS)}", *(f"| {' | '.join(row)} |" for row in rows(by_organ)), ""]
-    return "\n".join(lines)
+    above = [f"### {title}", "", f"| {' | '.join(headings)} |", f"|{'---|' * len(headings)}"]
+    return "\n".join([*above, *(f"| {' | '.join(line)} |" for line in lines), ""])
 
 
 if __name__ == "__main__":
     if len(sys.argv) not in (2, 3) or sys.argv[2:] not in ([], ["--markdown"]):
         sys.exit("usage: python -m benchmarks.contours DIR [--markdown]")
-    measured = measure(Path(sys.argv[1]))
-    if sys.argv[2:]:
-        print(as_markdown(measured))
-    else:
-        show(measured)
+    for table in tables(Path(sys.argv[1])):
+        if sys.argv[2:]:
+            print(as_markdown(*table))
+        else:
+            show(*table)

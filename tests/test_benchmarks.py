@@ -29,7 +29,8 @@ def test_contours_of_a_folder_of_masks_are_compared_by_two_readers(tmp_path: Pat
     assert (voxel.dice, voxel.area) == (1.0, 0.0)
     assert voxel.cm3 == pytest.approx(ball.sum() * 2.5 / 1000)
     assert all(one.dice >= 0.97 for way in measured.values() for one in way["Ball"])
-    assert "| Ball | 1 |" in contours.as_markdown(measured)
+    line = next(iter(contours.rows(measured["voxel"])))
+    assert "| Ball | 1 |" in contours.as_markdown("Voxel", contours.HEADINGS, [line])
 
 
 def test_a_receiver_that_ends_the_association_is_named_with_the_slice() -> None:
