@@ -151,6 +151,10 @@ def contour(
             "--preview", metavar="FILE.png|html", callback=_picture, help="Show the contours on the CT."
         ),
     ] = None,
+    destination: Annotated[
+        str | None,
+        typer.Option("--destination", help="Write what this destination of the configuration would get."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Contour one CT series in a folder, without the network."""
@@ -169,6 +173,7 @@ def contour(
                 settings,
                 preview,
                 lambda what, done, total: progress.update(bar, description=what, completed=done, total=total),
+                destination,
             )
     except AnatomyNodeError as problem:
         if as_json:
