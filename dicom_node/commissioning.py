@@ -48,7 +48,7 @@ Vector = NDArray[np.float64]
 
 FURTHEST_FROM_PLANE_MM = 0.01
 FURTHEST_FROM_SURFACE_MM = {"smooth": 0.2, "voxel": 1.2}
-"""By contour mode. A voxel's edge is up to half a pixel's diagonal, 0.9 mm here, from where the plane cuts."""
+"""By contour mode. A voxel's edge is up to half a pixel's diagonal, 0.9 mm here, from the surface."""
 LARGEST_VOLUME_ERROR_PERCENT = {"smooth": 1.0, "voxel": 3.0}
 DRIFT_MM = 0.05
 DRIFT_PERCENT = 0.5
