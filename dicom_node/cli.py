@@ -12,6 +12,7 @@ import json
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from enum import IntEnum, StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Protocol
@@ -113,6 +114,26 @@ def work(config: ConfigPath = DEFAULT_CONFIG) -> None:
 
 
 @app.command()
+def commission(
+    config: ConfigPath = DEFAULT_CONFIG,
+    output: Annotated[Path, typer.Option("--output", help="Folder for the report.")] = Path(),
+    compare: Annotated[
+        Path | None,
+        typer.Option("--compare", help="JSON of an earlier report: what has drifted?", exists=True),
+    ] = None,
+) -> None:
+    """Go through known bodies on this installation and write a dated report to sign."""
+    from dicom_node import commissioning
+
+    done = commissioning.commission(config, output, datetime.now(UTC), compare, typer.echo)
+    for drift in done.drifts:
+        typer.echo(f"DRIFT {drift}")
+    typer.echo(f"{'all points hold' if done.holds else 'NOT all points hold'}; the report is in {output}")
+    if not done.holds:
+        raise typer.Exit(Exit.FAILED)
+
+
+@app.command()
 def contour(
     folder: Annotated[Path, typer.Argument(help="Folder with one CT series.", exists=True, file_okay=False)],
     output: Annotated[Path, typer.Option("--output", help="The RT Structure Set to write.")],
@@ -129,6 +150,10 @@ def contour(
         typer.Option(
             "--preview", metavar="FILE.png|html", callback=_picture, help="Show the contours on the CT."
         ),
+    ] = None,
+    destination: Annotated[
+        str | None,
+        typer.Option("--destination", help="Write what this destination of the configuration would get."),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -148,6 +173,7 @@ def contour(
                 settings,
                 preview,
                 lambda what, done, total: progress.update(bar, description=what, completed=done, total=total),
+                destination,
             )
     except AnatomyNodeError as problem:
         if as_json:

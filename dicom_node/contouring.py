@@ -130,6 +130,7 @@ def contour_folder(
     settings: Config,
     picture: Path | None = None,
     progress: Progress = no_progress,
+    destination: str | None = None,
 ) -> Report:
     """Contour the CT series in a folder into one file.
 
@@ -141,24 +142,31 @@ def contour_folder(
         settings: the model, the device, the rules for series, and how contours are drawn.
         picture: where to show the contours on the CT, see `write_preview`; None shows them nowhere.
         progress: told what is being done.
+        destination: the one as which the object is to be made; None takes no destination's wishes.
 
     Raises:
         SeriesRejectedError: the series is not ours to contour.
-        ConfigurationError: the model package or the device cannot be used.
+        ConfigurationError: the model package, the device or the destination cannot be used.
         AnatomyNodeError: the work failed, or a file cannot be read or written.
     """
     with _told_of_files():
-        return _contour_folder(folder, output, settings, picture, progress)
+        return _contour_folder(folder, output, settings, picture, progress, destination)
 
 
 def _contour_folder(
-    folder: Path, output: Path, settings: Config, picture: Path | None, progress: Progress
+    folder: Path,
+    output: Path,
+    settings: Config,
+    picture: Path | None,
+    progress: Progress,
+    destination: str | None,
 ) -> Report:
     for target in (output, picture):
         if target is not None and not target.parent.is_dir():
             raise PermanentError(f"{target.parent} is no folder to write {target.name} into; make it first")
     watch = Stopwatch()
     package = package_of(settings.model)
+    options = options_of(settings, package.description, UNDATED, destination)
     with watch.stage("read"):
         spacing_mm = package.description.input.spacing_mm[0]
         series, notes = read_folder(folder, settings.series, spacing_mm, progress)
@@ -166,9 +174,8 @@ def _contour_folder(
         progress("loading the model", 0, 1)
         segmenter = segmenter_of(package, settings)
     progress("contouring", 0, 1)
-    options = options_of(settings, package.description, created_at(series))
     try:
-        done = contour(series, segmenter, options)
+        done = contour(series, segmenter, replace(options, created_at=created_at(series)))
     except RtStructCheckError as refused:
         evidence = output.with_name(f"{output.name}.refused")
         write_durably(evidence, refused.data, mode=BY_UMASK)
@@ -263,13 +270,24 @@ def segmenter_of(package: ModelPackage, settings: Config) -> Segmenter:
         raise ConfigurationError((f"inference.device: {problem.reason}",)) from problem
 
 
-def options_of(settings: Config, model: ModelDescription, created: datetime) -> RtStructOptions:
+def options_of(
+    settings: Config, model: ModelDescription, created: datetime, destination: str | None = None
+) -> RtStructOptions:
     """How the configuration wants the RT Structure Set, dated `created` (aware, UTC).
 
+    Args:
+        destination: the one that it is for; None takes no destination's wishes.
+
     Raises:
-        ConfigurationError: the template, a name or a label does not fit.
+        ConfigurationError: the template, a name or a label does not fit; or there is no such destination.
     """
-    return replace(Editions.read(settings, model).plain, created_at=created)
+    editions = Editions.read(settings, model)
+    if destination is None:
+        return replace(editions.plain, created_at=created)
+    if destination not in editions.by_destination:
+        known = ", ".join(editions.by_destination) or "none"
+        raise ConfigurationError((f"destinations: there is no {destination!r}; known: {known}",))
+    return replace(editions.by_destination[destination], created_at=created)
 
 
 def created_at(series: CtSeries) -> datetime:

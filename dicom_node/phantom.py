@@ -23,6 +23,7 @@ AIR_HU = -1000.0
 _EDGE_MM = 1.2  # how far the scanner smears an edge
 _TOP_MM = 115.0  # the first 100 slices of 3 mm reach from above the ears to the lung apices
 _CENTRE_Y_MM = 32.0  # of the field of view
+_WATER_RADIUS_MM = 120.0
 
 
 @dataclass(frozen=True)
@@ -535,11 +536,26 @@ def write_phantom(
     The same arguments give the same bytes, UIDs included; another seed is another series.
     """
     phantom = build(Grid(slices, matrix, spacing_mm), seed)
-    folder.mkdir(parents=True, exist_ok=True)
-    series = ("phantom", str(slices), str(matrix), repr(spacing_mm), str(seed))
-    for index in range(slices):
-        _slice(phantom, index, series).save_as(folder / f"CT.{index + 1:04d}.dcm", enforce_file_format=True)
+    _write(phantom, folder, ("phantom", str(slices), str(matrix), repr(spacing_mm), str(seed)))
     return phantom
+
+
+def write_water(folder: Path, slices: int, matrix: int, spacing_mm: tuple[float, float, float]) -> Phantom:
+    """Write a cylinder of water, 240 mm across, as a CT series into `folder`; returns what was written."""
+    grid = Grid(slices, matrix, spacing_mm)
+    x, y, z = grid.axes()
+    away = np.hypot(x, y - np.float32(_CENTRE_Y_MM)) - np.float32(_WATER_RADIUS_MM)
+    share = np.clip(0.5 - away / np.float32(_EDGE_MM), 0, 1)
+    hu = np.broadcast_to(1000 * (share - 1), (slices, matrix, matrix)).astype(np.float32)
+    phantom = Phantom(grid, _scanned(hu, grid, z.ravel(), 0), {})
+    _write(phantom, folder, ("water", str(slices), str(matrix), repr(spacing_mm)))
+    return phantom
+
+
+def _write(phantom: Phantom, folder: Path, series: tuple[str, ...]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for index in range(phantom.grid.slices):
+        _slice(phantom, index, series).save_as(folder / f"CT.{index + 1:04d}.dcm", enforce_file_format=True)
 
 
 def _slice(phantom: Phantom, index: int, series: tuple[str, ...]) -> Dataset:

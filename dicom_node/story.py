@@ -125,7 +125,10 @@ def show(engine: Engine, job: int) -> Story:
             series=_series_facts(session, series),
             associations=tuple(_associations(session, series)),
             transitions=tuple(_transitions(session, found, series)),
-            deliveries=tuple(_delivery_facts(one) for one in jobs.deliveries_of(session, found)),
+            deliveries=tuple(
+                {**_delivery_facts(one), "sop_instance_uid": one.sop_instance_uid}
+                for one in jobs.deliveries_of(session, found)
+            ),
             companions=tuple(
                 {"kind": str(one.kind), **_delivery_facts(one)} for one in companions.of_job(session, found)
             ),

@@ -7,7 +7,7 @@ Never lets a simplified ring cross itself or another one of its plane.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import cast
 
@@ -15,14 +15,14 @@ import contourpy
 import numpy as np
 import shapely
 from numpy.typing import NDArray
-from scipy import ndimage
 
+from inference.morphology import parts_of_planes
 from inference.outlines import PlaneRing
 
 SMALLEST_PX = 0.1
 """Islands and holes of less area than this (square pixels) are no shapes but accidents of the last digit."""
 
-_SPECK_PX = 0.1
+_SPECK_PX = 0.07
 """An island within a square of this side is left out at once. Even moved outwards by `_FURTHEST_PX` it would
 stay below `SMALLEST_PX`, and until then it would make the simplification of its whole plane the slow one."""
 
@@ -37,18 +37,17 @@ too far inside by an amount that is proportional to its curvature, together by 1
 over the radius in pixels; along a closed line that sums up to 2 pi / 6.
 """
 
-_UNCOVERED = 0.02
+_UNCOVERED = 0.01
 """A pixel that is covered by less than this, or up to so little, is not touched by the edge."""
 
 _TOUCHED_A_CROSSING = 1.25
 """So many pixels a sharp edge touches at most for each line between pixel centres that it crosses."""
 
-_IN_PLANE = np.zeros((3, 3, 3), np.bool_)
-_IN_PLANE[1] = True
-"""Which pixels touch each other: eight neighbours in the plane, none in another one."""
-
-_FURTHEST_PX = 0.1
+_FURTHEST_PX = 0.12
 """The restored area moves no line by more than this."""
+
+_ROUNDS = 2
+"""In the second one the points that may move take over from those that a voxel's centre has stopped."""
 
 _SHORT_OF_CENTRE_PX = 0.01
 """A moved point stops so far before a voxel's centre: the probability alone says which voxels are inside."""
@@ -91,6 +90,12 @@ class _Rings:
         preceding = np.arange(-1, len(self.points) - 1)
         preceding[self.starts] = self.lasts
         return self.points[preceding]
+
+    @property
+    def outwards(self) -> Vectors:
+        """For each point the gradient of its ring's area: half as long as the way between its neighbours."""
+        before, after = self.before, self.after
+        return np.stack((before[:, 1] - after[:, 1], after[:, 0] - before[:, 0]), axis=1) / 2
 
     def sums(self, values: Vectors) -> Vectors:
         """Sum of one value a point over each ring."""
@@ -229,7 +234,7 @@ def _coverage(
     is_sharp = np.count_nonzero(touched, axis=(1, 2)) <= _TOUCHED_A_CROSSING * lines_crossed
     if threshold != 0.5 or not is_sharp.any():
         return _Coverage(np.zeros(len(rings.geometry), np.intp), np.array([np.nan]))
-    parts, count = ndimage.label((probability > _UNCOVERED) & is_sharp[:, None, None], _IN_PLANE)
+    parts, count = parts_of_planes((probability > _UNCOVERED) & is_sharp[:, None, None], corners=True)
     mm2 = np.bincount(parts.ravel(), probability.ravel(), count + 1) * scale.prod()
     mm2[0] = np.nan
     # A traced point lies between two pixels, of which one belongs to the structure.
@@ -250,24 +255,43 @@ def _balanced(
     Where the move would make lines touch, the simplified ones stay as they are.
     """
     simple = _simplified(exact, simplify_mm)
-    rings, wanted = _rings(simple), _rings(exact).areas()
-    pixel_mm2 = spacing_mm[0] * spacing_mm[1]
-    wanted += np.sign(wanted) * _LOST_BY_CURVATURE_PX * pixel_mm2
-    missing = wanted - rings.areas()
-    before, after = rings.before, rings.after
-    # The gradient of a ring's area: outwards, half as long as the way between the neighbours.
-    outwards = np.stack((before[:, 1] - after[:, 1], after[:, 0] - before[:, 0]), axis=1) / 2
+    rings, scale = _rings(simple), np.array(spacing_mm)
+    wanted = _wanted(rings, _rings(exact).areas(), coverage, spacing_mm[0] * spacing_mm[1])
+    moved = rings
+    for _ in range(_ROUNDS):
+        moved = _near(_moved(moved, wanted, scale), rings.points, _FURTHEST_PX * scale.min())
+    balanced = _with_points(simple, rings, moved.points)
+    return np.where(shapely.is_valid(balanced), balanced, simple)
+
+
+def _wanted(rings: _Rings, traced_mm2: Vectors, coverage: _Coverage, pixel_mm2: float) -> Vectors:
+    """The signed area that each ring should have.
+
+    What the lines around one part are off together from its coverage is shared among them by length.
+    """
+    wanted = traced_mm2 + np.sign(traced_mm2) * _LOST_BY_CURVATURE_PX * pixel_mm2
+    part, count = coverage.part, len(coverage.mm2)
+    around = rings.sums(np.linalg.norm(rings.outwards, axis=1))
+    off_mm2 = np.nan_to_num(coverage.mm2 - np.bincount(part, wanted, count))
+    share = around / np.maximum(np.bincount(part, around, count), np.finfo(float).tiny)[part]
+    return np.asarray(wanted + off_mm2[part] * share)
+
+
+def _moved(rings: _Rings, wanted: Vectors, scale: Vectors) -> _Rings:
+    """Each ring moved sidewards towards its area, as far as voxel centres let it."""
+    outwards = rings.outwards
     lengths = np.linalg.norm(outwards, axis=1)
-    around = rings.sums(lengths)
-    parts, count = coverage.part, len(coverage.mm2)
-    off = coverage.mm2 - np.bincount(parts, wanted, count)
-    off_mm = np.nan_to_num(off / np.maximum(np.bincount(parts, around, count), np.finfo(float).tiny))
-    furthest = _FURTHEST_PX * min(spacing_mm)
-    move = np.clip(missing / around + off_mm[parts], -furthest, furthest)
+    move = (wanted - rings.areas()) / rings.sums(lengths)
     units = outwards / np.maximum(lengths, np.finfo(float).tiny)[:, None]
-    steps = _short_of_centres(rings.points, move[rings.ring, None] * units, np.array(spacing_mm))
-    moved = _with_points(simple, rings, rings.points + steps)
-    return np.where(shapely.is_valid(moved), moved, simple)
+    steps = _short_of_centres(rings.points, move[rings.ring, None] * units, scale)
+    return replace(rings, points=rings.points + steps)
+
+
+def _near(rings: _Rings, points: Vectors, furthest_mm: float) -> _Rings:
+    """The same, each point brought back where it is further than that from where it was."""
+    ways = rings.points - points
+    lengths = np.maximum(np.linalg.norm(ways, axis=1), np.finfo(float).tiny)
+    return replace(rings, points=points + ways * np.minimum(1, furthest_mm / lengths)[:, None])
 
 
 def _short_of_centres(points: Vectors, steps: Vectors, scale: Vectors) -> Vectors:

@@ -178,3 +178,41 @@ def smoothed(probability: NDArray[np.float32], sigmas: tuple[float, ...]) -> NDA
     """A Gaussian with a standard deviation in voxels for each axis; the border's value goes on outside."""
     blurred: NDArray[np.float32] = ndimage.gaussian_filter(probability, sigmas, mode="nearest", truncate=3)
     return blurred
+
+
+def parts_of_planes(mask: Mask, corners: bool) -> tuple[NDArray[np.int32], int]:
+    """The connected parts of each plane: their numbers from 1 on, 0 outside, and how many there are.
+
+    Args:
+        corners: whether voxels that only share a corner touch.
+    """
+    touching = np.zeros((3, 3, 3), np.bool_)
+    touching[1] = ndimage.generate_binary_structure(2, 2 if corners else 1)
+    labels, count = ndimage.label(mask, touching)
+    return labels, int(count)
+
+
+def without_islands(mask: Mask, smallest: float) -> Mask:
+    """Without the parts of a plane that have fewer voxels; the largest part of each plane stays."""
+    labels, count = parts_of_planes(mask, corners=False)
+    sizes = np.bincount(labels.ravel(), minlength=count + 1)
+    sizes[0] = 0
+    of_voxel = sizes[labels]
+    largest = of_voxel.max(axis=(1, 2), keepdims=True, initial=0)
+    return np.asarray(mask & (of_voxel >= np.minimum(smallest, largest)))
+
+
+def opened(mask: Mask, radii: tuple[float, float]) -> Mask:
+    """Without what is thinner in its plane than an ellipse of these radii (rows, columns).
+
+    A plane that would be empty stays as it is.
+    """
+    rows, columns = (int(radius) for radius in radii)
+    at = np.ogrid[-rows : rows + 1, -columns : columns + 1]
+    ellipse = sum((axis / max(radius, 1e-9)) ** 2 for axis, radius in zip(at, radii, strict=True)) <= 1
+    # What the volume's border cuts goes on behind it.
+    around = ((0, 0), (rows, rows), (columns, columns))
+    padded = np.pad(mask, around, mode="edge")
+    inner = ndimage.binary_opening(padded, np.asarray(ellipse)[None])
+    inner = inner[:, rows : rows + mask.shape[1], columns : columns + mask.shape[2]] & mask
+    return np.where(inner.any(axis=(1, 2))[:, None, None], inner, mask)

@@ -15,7 +15,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inference.confidence import sureness
-from inference.morphology import bounds, largest_components, near_largest, plane_holes, smoothed
+from inference.morphology import (
+    bounds,
+    largest_components,
+    near_largest,
+    opened,
+    plane_holes,
+    smoothed,
+    without_islands,
+)
 from inference.segmentation import Box, StructureMap
 from inference.volume import PlaneStack
 from models.card import Postprocessing, Structure
@@ -84,7 +92,9 @@ def propose(
 
 
 def finish(found: StructureMap, planes: PlaneStack) -> StructureMap:
-    """Clean one structure's interpolated box on the CT's grid: specks off, holes filled in each plane.
+    """Clean one structure's interpolated box on the CT's grid, by its rule.
+
+    Thin bridges and specks go, then small islands of a plane; holes are filled in each plane.
 
     A filled voxel gets its probability mirrored at the threshold, so that the map stays continuous.
     """
@@ -94,7 +104,13 @@ def finish(found: StructureMap, planes: PlaneStack) -> StructureMap:
     found = trimmed(found)
     if not found.probability.size:
         return found
-    kept = largest_components(found.mask, rule.components, smallest)
+    kept = found.mask
+    if rule.min_width_mm > 0:
+        radius_mm = rule.min_width_mm / 2
+        kept = opened(kept, (radius_mm / planes.row_spacing_mm, radius_mm / planes.column_spacing_mm))
+    kept = largest_components(kept, rule.components, smallest)
+    if rule.min_island_mm2 > 0:
+        kept = without_islands(kept, rule.min_island_mm2 / (planes.row_spacing_mm * planes.column_spacing_mm))
     clean = np.where(found.mask & ~kept, np.float32(0), found.probability)
     if rule.fill_holes:
         holes = plane_holes(kept)

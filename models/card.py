@@ -65,6 +65,11 @@ class Postprocessing(_Described):
     min_component_cm3: Annotated[float, Field(ge=0)] = 0.1
     reach_mm: Annotated[float, Field(gt=0)] | None = None
     """How far from the largest component's box another one's box may begin; null keeps any distance."""
+    min_island_mm2: Annotated[float, Field(ge=0)] = 0.0
+    """A piece of less area within a slice is left out, unless the slice has no larger one; 0 keeps any."""
+    min_width_mm: Annotated[float, Field(ge=0)] = 0.0
+    """What is thinner within a slice is left out, such as a bridge between two parts; a slice that is thinner
+    everywhere stays; 0 keeps any."""
     fill_holes: bool = True
     smooth_mm: Annotated[float, Field(ge=0)] = 0.0
     """Standard deviation of a Gaussian on the probability map, in mm; 0 leaves it as it is."""

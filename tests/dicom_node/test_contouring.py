@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from io import BytesIO
 from pathlib import Path
@@ -14,7 +15,7 @@ import pydicom
 import pytest
 from typer.testing import CliRunner
 
-from dicom_node import contouring
+from dicom_node import contouring, rt_struct
 from dicom_node.cli import app
 from dicom_node.config import Config, Inference, ModelChoice
 from dicom_node.ct_folder import look_through, read_folder
@@ -25,6 +26,7 @@ from dicom_node.errors import (
     SeriesRejectedError,
     TransientError,
 )
+from dicom_node.rt_struct_check import RtStructCheckError
 from inference.errors import DeviceUnavailableError, InferenceFailedError, OutsideModelError
 from inference.segmentation import Segmentation, StructureMap
 from inference.volume import Volume
@@ -123,6 +125,36 @@ def test_the_same_folder_gives_the_same_bytes_dated_by_the_ct(folder: Path, tmp_
     written = pydicom.dcmread(first)
     assert (written.StructureSetDate, written.StructureSetTime[:6]) == ("20240102", "101530")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.dcm", "b.dcm", "study"]
+
+
+@pytest.mark.usefixtures("stand_in")
+def test_a_folder_is_contoured_as_a_destination_of_the_configuration_wants_it(
+    folder: Path, tmp_path: Path
+) -> None:
+    pacs = {"name": "tps", "host": "h", "port": 1, "ae_title": "A", "rt_struct": {"name_case": "upper"}}
+    settings = Config.model_validate({**SETTINGS.model_dump(), "destinations": [pacs]})
+    contouring.contour_folder(folder, tmp_path / "rs.dcm", settings, destination="tps")
+    names = [str(roi.ROIName) for roi in pydicom.dcmread(tmp_path / "rs.dcm").StructureSetROISequence]
+    assert names == [one.name.upper() for one in MODEL.structures[:4]]
+    with pytest.raises(ConfigurationError, match="there is no 'other'; known: tps"):
+        contouring.contour_folder(folder, tmp_path / "rs.dcm", settings, destination="other")
+
+
+@pytest.mark.usefixtures("stand_in")
+def test_an_object_that_fails_its_check_is_kept_beside_the_output_that_is_not_written(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build = rt_struct.build
+
+    def damaged(*given: Any) -> rt_struct.RtStruct:
+        made = build(*given)
+        return replace(made, data=made.data.replace(b"UNAPPROVED", b"APPROVED  "))
+
+    monkeypatch.setattr(rt_struct, "build", damaged)
+    with pytest.raises(RtStructCheckError, match=r"only a person approves.*rs\.dcm\.refused"):
+        contouring.contour_folder(folder, tmp_path / "rs.dcm", SETTINGS)
+    assert b"APPROVED  " in (tmp_path / "rs.dcm.refused").read_bytes()
+    assert not (tmp_path / "rs.dcm").exists()
 
 
 def test_a_ct_without_a_date_is_dated_as_undated() -> None:

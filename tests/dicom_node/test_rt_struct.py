@@ -14,6 +14,7 @@ from pydicom.dataset import FileDataset
 from pydicom.sr._concepts_dict import concepts as CONCEPTS
 from pydicom.tag import Tag
 from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
+from skimage.draw import polygon2mask
 
 from dicom_node import ct_identity, rt_struct, rt_struct_check
 from dicom_node.ct_series import CtSeries, assemble
@@ -21,7 +22,8 @@ from dicom_node.ct_slice import read_slice
 from dicom_node.errors import SeriesRejectedError
 from dicom_node.profiles import Profile
 from dicom_node.structure_template import Entry, Template
-from inference.segmentation import Segmentation
+from inference.segmentation import Segmentation, StructureMap
+from inference.volume import PlaneStack
 from models.anatomy import ANATOMY
 from tests import organs, phantoms
 from tests.phantoms import ORIENTATIONS, Phantom
@@ -198,6 +200,47 @@ def test_another_reader_finds_the_same_masks(tmp_path):
     for found in segmentation.structures[1:]:
         theirs = organs.read_nrrd(tmp_path / "masks" / f"{found.structure.name}.nrrd")
         assert 2 * (theirs & found.mask).sum() >= 0.97 * (theirs.sum() + found.mask.sum())
+
+
+def nested_rings(planes: PlaneStack) -> StructureMap:
+    """Rings within rings, a single voxel in the innermost, and single voxels that touch by a corner."""
+    slices, rows, columns = planes.shape
+    distance = np.hypot(*np.mgrid[:rows, :columns] - np.array([rows // 2, columns // 2])[:, None, None])
+    plane = (distance < 14) & ~(distance < 11) | (distance < 8) & ~(distance < 4) | (distance < 1)
+    plane[2, 2] = plane[3, 3] = plane[rows - 1, columns - 1] = True
+    mask = np.zeros(planes.shape, bool)
+    mask[3 : slices - 3] = plane
+    return organs.boxed(mask)
+
+
+@pytest.mark.parametrize("syntax", ["implicit", "explicit"])
+@pytest.mark.parametrize("most_points", [0, 20])
+@pytest.mark.parametrize("holes", ["keyhole", "xor"])
+def test_nested_rings_and_single_voxels_read_back_from_the_file_by_two_readers(holes, most_points, syntax):
+    series = phantoms.series()
+    planes = series.volume.planes
+    found = nested_rings(planes)
+    profile = Profile(holes=holes, points_per_contour=most_points, transfer_syntax=syntax)
+    options = replace(organs.options("voxel"), profile=profile)
+    some = Segmentation((found,), "cpu", {})
+    made = rt_struct.build(series, some, options)
+    rt_struct_check.check(made.data, series, some, options)
+    dataset = read(made.data)
+    # The other reader: pydicom's numbers, scikit-image's point in polygon, exclusive or.
+    uids = [header.sop_instance_uid for header in series.headers]
+    filled = np.zeros(planes.shape, bool)
+    for uid, points in contours(dataset):
+        index = uids.index(uid)
+        ways = points - planes.origins_mm[index]
+        rows = ways @ planes.column_direction / planes.row_spacing_mm
+        columns = ways @ planes.row_direction / planes.column_spacing_mm
+        filled[index] ^= polygon2mask(planes.shape[1:], np.stack((rows, columns), axis=1).round(6))
+    whole = np.zeros(planes.shape, bool)
+    whole[found.box] = found.mask
+    assert np.array_equal(filled, whole)
+    (roi,) = dataset.ROIContourSequence
+    types = {contour.ContourGeometricType for contour in roi.ContourSequence}
+    assert types == {"CLOSED_PLANAR" if holes == "keyhole" else "CLOSEDPLANAR_XOR"}
 
 
 def test_the_same_job_done_again_gives_the_same_bytes_whatever_the_order_of_the_slices():

@@ -51,6 +51,7 @@ def test_the_same_is_there_for_programs(engine: Engine) -> None:
     told = json.loads(json.dumps(story.show(engine, 1).as_json(), allow_nan=False))
     assert (told["job"]["state"], told["job"]["reason_code"]) == ("FAILED", "refused")
     assert told["deliveries"][0]["last_status"] == "0xA900"
+    assert told["deliveries"][0]["sop_instance_uid"] == told["job"]["sop_instance_uid"]
     assert [change["to"] for change in told["transitions"] if change["subject"] == "job"] == [
         "QUEUED",
         "RUNNING",

@@ -12,6 +12,7 @@ from tests.tools import ROOT, needs, run
 
 UNITS = ROOT / "systemd"
 SERVICES = ["anatomynode-listener.service", "anatomynode-worker.service"]
+ALL_SERVICES = [*SERVICES, "anatomynode-constancy.service"]
 MOST_EXPOSED = 3.0
 """On systemd's scale of 0 (locked away) to 10 (may do anything)."""
 
@@ -31,7 +32,7 @@ def test_systemd_finds_no_mistake_in_the_units(tmp_path: Path) -> None:
 
 
 @needs("systemd-analyze")
-@pytest.mark.parametrize("service", SERVICES)
+@pytest.mark.parametrize("service", ALL_SERVICES)
 def test_a_service_that_is_broken_into_can_do_little(service: str) -> None:
     told = run(["systemd-analyze", "security", "--offline=true", "--no-pager", UNITS / service]).stdout
 
@@ -52,7 +53,7 @@ def test_the_units_agree_with_the_program(service: str) -> None:
     assert "User=root" not in text
 
 
-@pytest.mark.parametrize("service", SERVICES)
+@pytest.mark.parametrize("service", ALL_SERVICES)
 def test_every_group_of_settings_has_its_reason_above(service: str) -> None:
     settings = (UNITS / service).read_text().partition("[Service]")[2].partition("[Install]")[0]
     for block in settings.split("\n#")[1:]:

@@ -29,6 +29,43 @@ def test_components_are_kept_by_number_and_size(rule: dict[str, float], voxels: 
     assert finish(mapped(organ(**rule), probability), planes()).mask.sum() == voxels
 
 
+def in_a_slice(*parts: tuple[slice, slice], index: int = 5) -> np.ndarray:
+    probability = np.zeros((30, 40, 40), np.float32)
+    for rows, columns in parts:
+        probability[index, rows, columns] = 0.9
+    return probability
+
+
+LEFT, RIGHT = (slice(10, 20), slice(5, 15)), (slice(10, 20), slice(22, 32))
+BRIDGE = (slice(14, 16), slice(15, 22))
+
+
+@pytest.mark.parametrize(
+    ("rule", "parts", "voxels"),
+    [
+        ({}, (LEFT, BRIDGE, RIGHT), 214),
+        ({"min_width_mm": 3}, (LEFT, BRIDGE, RIGHT), 200),
+        ({"min_width_mm": 3, "components": 1}, (LEFT, BRIDGE, RIGHT), 100),
+        ({"min_width_mm": 4}, (BRIDGE,), 14),  # thinner everywhere: it stays
+        ({"min_island_mm2": 20}, (LEFT, (slice(25, 29), slice(25, 29))), 100),
+        ({"min_island_mm2": 16}, (LEFT, (slice(25, 29), slice(25, 29))), 116),
+        ({"min_island_mm2": 20}, ((slice(25, 29), slice(25, 29)), (slice(1, 3), slice(1, 3))), 16),
+        ({"min_island_mm2": 20}, (LEFT, (slice(20, 22), slice(15, 17))), 100),  # touches by a corner
+    ],
+)
+def test_bridges_and_islands_of_a_slice_go_by_the_structures_rule(
+    rule: dict[str, float], parts: tuple[tuple[slice, slice], ...], voxels: int
+) -> None:
+    structure = organ(**{"components": 0, "min_component_cm3": 0, "fill_holes": False, **rule})
+    assert finish(mapped(structure, in_a_slice(*parts)), planes()).mask.sum() == voxels
+
+
+def test_an_opened_structure_still_ends_at_the_volumes_border() -> None:
+    probability = in_a_slice((slice(0, 20), slice(0, 40)))
+    structure = organ(components=0, min_component_cm3=0, min_width_mm=8)
+    assert finish(mapped(structure, probability), planes()).mask.sum() == 800
+
+
 def test_a_piece_far_from_the_main_one_is_dropped_however_large() -> None:
     """An upper arm's marrow looks like a cord; it lies 200 mm to the side of the spine."""
     probability = np.zeros((60, 40, 80), np.float32)

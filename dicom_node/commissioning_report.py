@@ -1,0 +1,172 @@
+"""What a commissioning found: its points and figures, as a page to sign, and against an earlier one.
+
+Owns the values of a report, its Markdown and JSON, and what counts as drift.
+Speaks figures with their units, limits and allowed drift.
+Never measures: `commissioning.py` does.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from dicom_node.errors import PermanentError
+
+THE_SAME = ("program", "model sha256", "configuration sha256", "device")
+"""Facts that a baseline must share, or it is no baseline."""
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A number in a report.
+
+    Attributes:
+        limit: what it may be at most; None: it is only kept to be compared.
+        drift: how far from the baseline's it may be.
+    """
+
+    name: str
+    value: float
+    unit: str
+    drift: float
+    limit: float | None = None
+
+    @property
+    def holds(self) -> bool:
+        """Whether it is within its limit."""
+        return self.limit is None or abs(self.value) <= self.limit
+
+
+@dataclass(frozen=True)
+class Point:
+    """One thing that was looked at.
+
+    Attributes:
+        name: the same in each report.
+        problem: what is wrong; None where it holds.
+        detail: what was seen.
+    """
+
+    name: str
+    detail: str
+    figures: tuple[Figure, ...] = ()
+    problem: str | None = None
+
+    @property
+    def holds(self) -> bool:
+        """Whether nothing is wrong and each figure is within its limit."""
+        return self.problem is None and all(figure.holds for figure in self.figures)
+
+
+@dataclass(frozen=True)
+class Commissioning:
+    """What one run found.
+
+    Attributes:
+        made_at: aware, UTC.
+        facts: versions, hashes and the device, by name.
+        drifts: what differs from the baseline, in words.
+    """
+
+    made_at: datetime
+    facts: Mapping[str, str]
+    points: tuple[Point, ...]
+    drifts: tuple[str, ...] = ()
+    baseline: str | None = None
+
+    @property
+    def holds(self) -> bool:
+        """Whether every point holds and nothing has drifted."""
+        return all(point.holds for point in self.points) and not self.drifts
+
+
+class BaselineError(PermanentError):
+    """A baseline that cannot be read; the message says why."""
+
+
+def read_baseline(path: Path) -> Mapping[str, Any]:
+    """The JSON of an earlier report.
+
+    Raises:
+        BaselineError: it is none.
+    """
+    try:
+        known = json.loads(path.read_text(encoding="utf-8"))
+        if {"facts", "points"} <= known.keys():
+            return dict(known)
+    except (OSError, ValueError, AttributeError) as problem:
+        raise BaselineError(f"{path}: is no report of `anatomynode commission`: {problem}") from problem
+    raise BaselineError(f"{path}: is no report of `anatomynode commission`: it has no facts and points")
+
+
+def drifts(facts: Mapping[str, str], points: Sequence[Point], known: Mapping[str, Any]) -> Iterator[str]:
+    """What differs from the baseline `known`, in words."""
+    for name in THE_SAME:
+        if facts[name] != known["facts"].get(name):
+            yield f"{name} was {known['facts'].get(name)} and is {facts[name]}: commission anew"
+    before = {point["name"]: point for point in known["points"]}
+    for point in points:
+        if point.name not in before:
+            yield f"{point.name}: the baseline has no such point"
+            continue
+        figures = {figure["name"]: figure["value"] for figure in before[point.name]["figures"]}
+        for figure in point.figures:
+            was = figures.get(figure.name)
+            if was is None or abs(figure.value - was) > figure.drift:
+                yield (
+                    f"{point.name}: {figure.name} was {was} and is {figure.value:.3f} {figure.unit} "
+                    f"(may move by {figure.drift:g})"
+                )
+
+
+def as_json(done: Commissioning) -> dict[str, Any]:
+    """The report as plain values, which is also what a later run takes for its baseline."""
+    return {
+        "made_at": done.made_at.isoformat(timespec="seconds"),
+        "holds": done.holds,
+        "facts": dict(done.facts),
+        "points": [{**asdict(point), "holds": point.holds} for point in done.points],
+        "baseline": done.baseline,
+        "drifts": list(done.drifts),
+    }
+
+
+def as_markdown(done: Commissioning) -> str:
+    """The report as a page to print, sign and file."""
+    verdict = "All points hold." if done.holds else "NOT all points hold."
+    lines = [
+        "# AnatomyNode: commissioning report",
+        "",
+        f"Made {done.made_at:%Y-%m-%d %H:%M} UTC. **{verdict}**",
+        "",
+        "This is not a medical device. The report shows that the installation draws known bodies where they",
+        "are; it says nothing about the model on your patients (docs/COMMISSIONING.md, part 2).",
+        "",
+        "| | |",
+        "|---|---|",
+        *(f"| {name} | {value} |" for name, value in done.facts.items()),
+        "",
+        "## Points",
+        "",
+        "| point | holds | seen | figures (limit) |",
+        "|---|---|---|---|",
+        *(_row(point) for point in done.points),
+    ]
+    if done.baseline is not None:
+        told = [f"- {drift}" for drift in done.drifts] or ["Nothing has drifted."]
+        lines += ["", f"## Against the baseline {done.baseline}", "", *told]
+    lines += ["", "## Signed", "", "Name, function:", "", "Date:", "", "Signature:", ""]
+    return "\n".join(lines)
+
+
+def _row(point: Point) -> str:
+    figures = "; ".join(
+        f"{one.name} {one.value:.3f} {one.unit}" + ("" if one.limit is None else f" ({one.limit:g})")
+        for one in point.figures
+    )
+    holds = "yes" if point.holds else "**NO**"
+    return f"| {point.name} | {holds} | {point.problem or point.detail} | {figures} |"

@@ -1,0 +1,130 @@
+"""The commissioning finds what is wrong with an installation, and what has changed since it was signed."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+import yaml
+
+from dicom_node import commissioning, rt_struct_check
+from dicom_node.acquisitions import ACQUISITIONS
+from dicom_node.commissioning_report import Commissioning, Figure, Point, as_json, as_markdown, drifts
+from inference.volume import PlaneStack
+from models.card import PACKAGES, read_package
+from tests.organs import options
+from tests.tools import run
+
+MODEL = read_package(PACKAGES / "anatomynet-hn").description
+OPTIONS = replace(options(), model=MODEL)
+
+
+def write_config(folder: Path, approved: str) -> Path:
+    config = {
+        "peers": [],
+        "destinations": [],
+        "storage": {"folder": str(folder / "storage")},
+        "inference": {"device": "cpu", "allow_cpu": True, "threads": 1},
+        "model": {"approved_sha256": approved},
+        "hash_key": "0123456789abcdef",
+    }
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    return folder / "config.yaml"
+
+
+def command(config: Path, output: Path, *more: object) -> tuple[int, str]:
+    words = [sys.executable, "-m", "dicom_node", "commission", "--config", config, "--output", output]
+    done = run([*words, *more])
+    return done.returncode, done.stdout
+
+
+@pytest.fixture(scope="module")
+def baseline(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A configuration, and the JSON of its commissioning."""
+    folder = tmp_path_factory.mktemp("commissioned")
+    config = write_config(folder, MODEL.sha256)
+    status, told = command(config, folder / "report")
+    assert (status, "all points hold" in told) == (0, True), told
+    (report,) = (folder / "report").glob("*.json")
+    return config, report
+
+
+def test_a_sound_installation_passes_and_its_page_names_what_was_commissioned(
+    baseline: tuple[Path, Path],
+) -> None:
+    page = baseline[1].with_suffix(".md").read_text()
+    assert MODEL.sha256 in page
+    assert "not a medical device" in page
+    assert "Signature:" in page
+    assert all(f"| geometry, {one.name} | yes |" in page for one in ACQUISITIONS)
+    assert "| a water phantom is refused | yes |" in page
+    report = json.loads(baseline[1].read_text())
+    assert report["holds"]
+    figures = {figure["name"] for point in report["points"] for figure in point["figures"]}
+    assert {f"{one.name}, volume" for one in MODEL.structures} <= figures
+
+
+def test_the_same_installation_has_not_drifted_and_a_changed_one_says_what_has(
+    baseline: tuple[Path, Path], tmp_path: Path
+) -> None:
+    config, report = baseline
+    told = json.loads(report.read_text())
+    (drawn,) = [point for point in told["points"] if point["name"] == "the network draws the phantom"]
+    drawn["figures"][0]["value"] += 1.0
+    told["facts"]["model sha256"] = "0" * 64
+    other = tmp_path / "other.json"
+    other.write_text(json.dumps(told))
+    status, said = command(config, tmp_path / "again", "--compare", other)
+    drifted = [line for line in said.splitlines() if line.startswith("DRIFT")]
+    assert status == 1
+    assert len(drifted) == 2
+    assert f"model sha256 was {'0' * 64} and is {MODEL.sha256}" in drifted[0]
+    assert f"{MODEL.structures[0].name}, volume was" in drifted[1]
+
+
+def test_a_baseline_that_is_none_is_refused_by_name(baseline: tuple[Path, Path], tmp_path: Path) -> None:
+    (tmp_path / "none.json").write_text("{}")
+    status, _ = command(baseline[0], tmp_path, "--compare", tmp_path / "none.json")
+    assert status == 1
+    assert not list(tmp_path.glob("commissioning-*"))
+
+
+@pytest.mark.parametrize("acquisition", ACQUISITIONS, ids=lambda one: one.name)
+def test_contours_beside_their_body_are_found_out(monkeypatch: pytest.MonkeyPatch, acquisition) -> None:
+    straight = PlaneStack.plane_points_mm
+    monkeypatch.setattr(PlaneStack, "plane_points_mm", lambda *given: straight(*given) + 0.4)
+    monkeypatch.setattr(rt_struct_check, "check", lambda *given: None)  # which would find it first
+    point = commissioning._geometry(acquisition, OPTIONS)
+    assert not point.holds
+    assert {figure.name for figure in point.figures if not figure.holds} >= {
+        "furthest from the ball's surface"
+    }
+
+
+@pytest.mark.parametrize("mode", ["smooth", "voxel"])
+def test_each_contour_mode_keeps_its_own_limits(mode: str) -> None:
+    for acquisition in ACQUISITIONS:
+        point = commissioning._geometry(acquisition, replace(OPTIONS, contour_mode=mode))
+        assert point.holds, (acquisition.name, point)
+
+
+def test_figures_may_move_by_their_drift_and_no_further() -> None:
+    figure = Figure("volume", 10.0, "cm3", drift=0.2)
+    facts = dict.fromkeys(("program", "model sha256", "configuration sha256", "device"), "x")
+    made = Commissioning(datetime(2026, 1, 1, tzinfo=UTC), facts, (Point("phantom", "seen", (figure,)),))
+    known = json.loads(json.dumps(as_json(made)))
+    assert list(drifts(facts, [Point("phantom", "", (replace(figure, value=10.19),))], known)) == []
+    (moved,) = drifts(facts, [Point("phantom", "", (replace(figure, value=9.7),))], known)
+    assert "volume was 10.0 and is 9.700 cm3" in moved
+    assert "**NO**" in as_markdown(replace(made, points=(Point("phantom", "", problem="broken"),)))
+
+
+def test_a_model_that_nobody_approved_does_not_pass(tmp_path: Path) -> None:
+    config = commissioning.read_config(write_config(tmp_path, "0" * 64))
+    point = commissioning._approval(config, read_package(PACKAGES / "anatomynet-hn"))
+    assert not point.holds
+    assert MODEL.sha256 in (point.problem or "")
