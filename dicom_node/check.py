@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from pydicom.uid import SecondaryCaptureImageStorage
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -212,10 +213,14 @@ def _destination(destination: Destination, config: Config) -> Finding:
     name = f"destination {destination.name}"
     seen = f"{destination.ae_title} at {destination.host}:{destination.port}"
     try:
-        scu.echo(destination, destination.calling_ae_title or config.listener.ae_title)
+        calling = destination.calling_ae_title or config.listener.ae_title
+        scu.echo(destination, calling)
+        if destination.preview:
+            scu.accepts(destination, calling, SecondaryCaptureImageStorage)
     except AnatomyNodeError as problem:
         return Finding(name, seen, problem.reason, fatal=False)
-    return Finding(name, f"{seen} answers C-ECHO")
+    takes = " and takes pictures" if destination.preview else ""
+    return Finding(name, f"{seen} answers C-ECHO{takes}")
 
 
 def _print(findings: list[Finding]) -> None:

@@ -286,7 +286,7 @@ def jobs_show(
 
 @jobs_app.command("retry")
 def jobs_retry(context: typer.Context, job: JobNumber, config: JobsConfigPath = None) -> None:
-    """Do a job that has ended again, or only its refused deliveries."""
+    """Do a job that has ended again, or only send what a destination refused of it."""
     from dicom_node import story
 
     with _database(config or context.obj) as engine:

@@ -50,8 +50,9 @@ class CompanionSender:
         self._clock = clock
         self._stopping = threading.Event()
         rng = rng or Random()  # noqa: S311  (jitter, no secret)
+        painting = threading.Lock()
         self._lanes = tuple(
-            _Lane(config, destination, engine, clock, store, rng, self._stopping)
+            _Lane(config, destination, engine, clock, store, rng, self._stopping, painting)
             for destination in config.destinations
         )
         self._threads: tuple[threading.Thread, ...] = ()
@@ -97,6 +98,7 @@ class _Lane:
         store: Store,
         rng: Random,
         stopping: threading.Event,
+        painting: threading.Lock,
     ) -> None:
         self.name = destination.name
         self._destination = destination
@@ -109,6 +111,8 @@ class _Lane:
         self._store = store
         self._rng = rng
         self._stopping = stopping
+        self._painting = painting
+        """One CT at a time in memory, and one core at most taken from the contouring."""
 
     def run(self) -> None:
         """Send what is due until the sender stops."""
@@ -182,7 +186,8 @@ class _Lane:
             files = companion.files
         if files and all(self._is_whole(file) for file in files):
             return files
-        files = [self._results.keep(capture.data)[0] for capture in paint(order)]
+        with self._painting:
+            files = [self._results.keep(capture.data)[0] for capture in paint(order)]
         with transaction(self._engine) as session:
             session.get_one(Companion, companion_id).files = files
         return files

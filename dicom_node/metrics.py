@@ -31,8 +31,8 @@ from dicom_node.config import Config
 from dicom_node.database import reading
 from dicom_node.delivery_figures import read_figures
 from dicom_node.reception_figures import ReceptionFigures
-from dicom_node.schema import Delivery, Discarded, Job, Series, Transition, WorkerStatus
-from dicom_node.states import DeliveryState, JobState, SeriesState
+from dicom_node.schema import Companion, Delivery, Discarded, Job, Series, Transition, WorkerStatus
+from dicom_node.states import CompanionKind, DeliveryState, JobState, SeriesState
 from dicom_node.turnaround import Histogram, TurnaroundHistory
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
@@ -72,6 +72,7 @@ class NodeCollector(Collector):
             self._history.read(session)
             yield from _series_and_jobs(session, self.clock())
             yield from _deliveries(session, self.config, self.clock())
+            yield from _companions(session, self.config)
             yield from _worker(session, self.clock())
             yield from _discarded(session, self.config)
         yield from _durations(self._history)
@@ -163,6 +164,26 @@ def _deliveries(session: Session, config: Config, now: float) -> Iterator[Metric
         "When the destination last stored a result (UTC epoch); absent before the first.",
         ("destination",),
         {(one.destination,): one.last_success_at for one in figures if one.last_success_at is not None},
+    )
+
+
+def _companions(session: Session, config: Config) -> Iterator[Metric]:
+    each = Companion.destination, Companion.kind, Companion.state
+    found = {
+        (destination, kind, state): count
+        for destination, kind, state, count in session.execute(select(*each, func.count()).group_by(*each))
+    }
+    yield _labelled(
+        "companions",
+        "Pictures and notices by destination and state.",
+        ("destination", "kind", "state"),
+        {
+            (one.name, kind, state): found.get((one.name, kind, state), 0)
+            for one in config.destinations
+            if one.preview
+            for kind in CompanionKind
+            for state in DeliveryState
+        },
     )
 
 

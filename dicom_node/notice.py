@@ -8,6 +8,7 @@ Never names the patient: the study that it lies in does.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import datetime
 
 from dicom_node.states import JobState
 from dicom_node.story import headline
@@ -35,7 +36,9 @@ class Notice:
         return " ".join((self.message, *self.paragraphs))
 
 
-def notice_of(job: int, state: JobState, reason: str, series_number: str, slices: int) -> Notice:
+def notice_of(
+    job: int, state: JobState, reason: str, series_number: str, slices: int, complete_at: datetime
+) -> Notice:
     """The notice of a job that ended without contours.
 
     Args:
@@ -44,6 +47,7 @@ def notice_of(job: int, state: JobState, reason: str, series_number: str, slices
         reason: as the job has it.
         series_number: of the CT, for there may be several in the study; may be empty.
         slices: how many came.
+        complete_at: when the series was taken for complete, on the clock of the study's dates.
     """
     which = " ".join(("CT series", series_number)).strip()
     if state is JobState.FAILED:
@@ -60,9 +64,9 @@ def notice_of(job: int, state: JobState, reason: str, series_number: str, slices
         message,
         (
             headline(job, state, reason),
-            f"It is about {which}, of which {slices} slices came.",
+            f"It is about {which}, of which {slices} slices had come by {complete_at:%Y-%m-%d %H:%M}.",
             further,
-            "A structure set in this study that is newer than this notice takes its place. "
+            "A structure set in this study that is newer takes this notice's place. "
             f"`anatomynode jobs show {job}` on the node tells more.",
         ),
     )

@@ -21,12 +21,13 @@ from sqlalchemy.orm import Session
 
 from dicom_node import __version__, preview_sheets, secondary_capture
 from dicom_node.config import Storage
+from dicom_node.ct_identity import local_time
 from dicom_node.ct_series import CtSeries, assemble
 from dicom_node.ct_slice import read_slice
 from dicom_node.errors import PermanentError
 from dicom_node.notice import SERIES_DESCRIPTION, notice_of
 from dicom_node.preview import NOT_FOR_DIAGNOSIS, Preview, preview_of
-from dicom_node.schema import Companion, Instance, Job, Series
+from dicom_node.schema import Companion, Delivery, Instance, Job, Series
 from dicom_node.secondary_capture import Caption, Capture
 from dicom_node.states import CompanionKind, JobState
 
@@ -46,7 +47,7 @@ class Order:
     Attributes:
         job: its number.
         created_at: the job's, UTC epoch seconds.
-        rt_struct: file and sha256; None where there is none.
+        rt_struct: file and sha256 of the edition that the destination gets; None where it gets none.
         instances: file in the spool by SOP Instance UID, in the order of their arrival.
     """
 
@@ -70,7 +71,10 @@ def order_of(session: Session, companion: Companion, storage: Storage) -> Order:
     job = session.get_one(Job, companion.job_id)
     series = session.get_one(Series, job.series_id)
     rows = select(Instance.sop_instance_uid, Instance.file).where(Instance.series_id == series.id)
-    file, sha256 = job.rt_struct_file, job.rt_struct_sha256
+    edition = select(Delivery.rt_struct_file, Delivery.rt_struct_sha256).where(
+        Delivery.job_id == job.id, Delivery.destination == companion.destination
+    )
+    file, sha256 = session.execute(edition).one_or_none() or (None, None)
     return Order(
         kind=companion.kind,
         job=job.id,
@@ -105,7 +109,7 @@ def paint(order: Order) -> tuple[Capture, ...]:
 
 def _pictures(order: Order) -> tuple[Capture, ...]:
     if order.rt_struct is None:
-        raise CannotPaintError("the job has no RT-STRUCT that could be shown")
+        raise CannotPaintError("the destination gets no RT-STRUCT of this job that could be shown")
     file, sha256 = order.rt_struct
     data = file.read_bytes()
     if hashlib.sha256(data).hexdigest() != sha256:
@@ -145,13 +149,17 @@ def _pictures_description(shown: Preview) -> str:
 def _notice(order: Order) -> tuple[Capture, ...]:
     reference = _reference(order)
     series_number = str(reference.get("SeriesNumber") or "").strip()
-    notice = notice_of(order.job, order.state, order.reason, series_number, len(order.instances))
+    created_at = datetime.fromtimestamp(order.created_at, UTC)
+    notice = notice_of(
+        *(order.job, order.state, order.reason, series_number, len(order.instances)),
+        complete_at=local_time(created_at, reference),
+    )
     caption = Caption(
         made_of=(
             *("notice", order.series_instance_uid, str(order.revision), order.model_sha256, order.template),
             *(order.state, order.reason_code, order.reason),
         ),
-        created_at=datetime.fromtimestamp(order.created_at, UTC),
+        created_at=created_at,
         series_number=NOTICE_SERIES_NUMBER,
         series_description=SERIES_DESCRIPTION,
         comments=notice.comments,

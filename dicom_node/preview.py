@@ -18,7 +18,7 @@ from pydicom import dcmread
 from dicom_node.ct_series import CtSeries
 from dicom_node.received import ReceivedRoi, read_rois
 from dicom_node.views import Floats, View, three_views
-from inference.flags import NOT_FOUND
+from inference.flags import LEFT_OUT, NOT_FOUND
 from inference.volume import PlaneStack
 
 TITLE = "Automatic contours, not approved"
@@ -34,6 +34,7 @@ _AROUND_ALL_MM, _LEAST_ALL_MM = 45.0, 200.0
 _AROUND_ONE_MM, _LEAST_ONE_MM = 25.0, 120.0
 """How much of the patient is shown around the structures, and the least that a view is wide."""
 _BIN_MM = 2.0
+_SAID_OTHERWISE = (NOT_FOUND, LEFT_OUT)
 
 
 @dataclass(frozen=True)
@@ -43,13 +44,14 @@ class Line:
     Attributes:
         number: its ROI Number; None where the structure set has no contour of it.
         color: as in the structure set; None where it is not there.
-        volume_cm3, contours, confidence, flags: as in the report of the contouring.
+        volume_cm3, contours: as in the structure set.
+        confidence, flags: as in the report of the contouring.
     """
 
     number: int | None
     name: str
     color: tuple[int, int, int] | None
-    volume_cm3: float
+    volume_cm3: float | None
     contours: int
     confidence: float | None
     flags: tuple[str, ...]
@@ -67,13 +69,15 @@ class Line:
     @property
     def remarks(self) -> str:
         """What to look at, in words."""
-        return ", ".join(flag.replace("_", " ") for flag in self.flags if flag != NOT_FOUND)
+        return ", ".join(flag.replace("_", " ") for flag in self.flags if flag not in _SAID_OTHERWISE)
 
     @property
     def volume(self) -> str:
         """In words, with the figures that matter."""
         if not self.is_drawn:
             return "not found" if self.is_missing else "left out"
+        if self.volume_cm3 is None:
+            return ""
         return f"{self.volume_cm3:.2f} cm3" if self.volume_cm3 < 1 else f"{self.volume_cm3:.1f} cm3"
 
 
@@ -136,7 +140,9 @@ def preview_of(series: CtSeries, rt_struct: bytes, report: Mapping[str, Any]) ->
     """
     dataset = dcmread(BytesIO(rt_struct))
     rois = read_rois(dataset, series)
-    lines = tuple(_line(told, rois) for told in report["rois"])
+    drawn = {roi.number: roi for roi in rois}
+    # ROIs are numbered by their place in the model, whatever a destination's edition calls or leaves out.
+    lines = tuple(_line(told, drawn.get(number)) for number, told in enumerate(report["rois"], start=1))
     planes = series.volume.planes
     return Preview(
         series,
@@ -161,14 +167,13 @@ def _told(line: Line) -> str:
     return f"{line.name} ({line.remarks})" if line.remarks else line.name
 
 
-def _line(told: Mapping[str, Any], rois: Sequence[ReceivedRoi]) -> Line:
-    roi = next((roi for roi in rois if roi.number == told["number"]), None)
+def _line(told: Mapping[str, Any], roi: ReceivedRoi | None) -> Line:
     return Line(
         number=None if roi is None else roi.number,
         name=told["name"] if roi is None else roi.name,
         color=None if roi is None else roi.color,
-        volume_cm3=told["volume_cm3"],
-        contours=told["contours"],
+        volume_cm3=None if roi is None else roi.volume_cm3,
+        contours=0 if roi is None else sum(len(rings) for rings in roi.rings.values()),
         confidence=told["confidence"],
         flags=tuple(told["flags"]),
     )

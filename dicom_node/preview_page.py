@@ -94,11 +94,12 @@ def _page(preview: Preview) -> Iterator[str]:
     )
     yield f"<section><dl>{facts}</dl></section>"
     yield (
-        f"<footer><p>{DISCLAIMER}</p><p>Lines in axial views are the contours of the structure set, point by "
-        "point. In coronal and sagittal views each contour is as thick as its slice: half the way to either "
-        f"neighbour. The CT has {WINDOW_IN_WORDS}. Small marks at a view's edges show where the other two "
-        "planes cut it.</p><p>The page names no patient, so that it may lie with the commissioning records; "
-        "its CT is found by the series UID.</p></footer>\n</body>\n</html>"
+        f"<footer><p>{DISCLAIMER}</p><p>Confidence is the Dice to be expected. Lines in axial views are the "
+        "contours of the structure set, point by point. In coronal and sagittal views each contour is as "
+        "thick as its slice: half the way to either neighbour. Small marks at a view's edges show where the "
+        f"other two planes cut it. The CT has {WINDOW_IN_WORDS}.</p><p>The page names no patient, so that it "
+        "may lie with the commissioning records; its CT is found by the series UID.</p></footer>\n"
+        "</body>\n</html>"
     )
 
 

@@ -37,6 +37,7 @@ _SCALE = 2
 """Everything is drawn this much larger and then reduced, which smooths lines and letters."""
 _MARGIN, _HEAD, _FOOT = 16, 64, 40
 _FILL = 0.20
+_CONFIDENCE = "confidence: the Dice to be expected"
 _WHITEST = 235
 _BACKGROUND, _PANEL, _INK, _MUTED = (14, 17, 22), (0, 0, 0), (233, 237, 242), (150, 158, 170)
 _WARNING = (255, 184, 77)
@@ -65,9 +66,10 @@ def overview_corner(place: int) -> tuple[int, int]:
 def text_sheet(title: str, warning: str, paragraphs: Sequence[str]) -> Sheet:
     """A sheet of words alone."""
     page = _Page(title, 1, 1)
-    y = page.text((_MARGIN, _HEAD + 40), warning, 34, _WARNING, SHEET_SIZE[0] - 2 * _MARGIN) + 24
+    left, width = 6 * _MARGIN, SHEET_SIZE[0] - 12 * _MARGIN
+    y = page.text((left, _HEAD + 90), warning, 44, _WARNING, width) + 36
     for paragraph in paragraphs:
-        y = page.text((_MARGIN, y), paragraph, 24, _INK, SHEET_SIZE[0] - 2 * _MARGIN) + 18
+        y = page.text((left, y), paragraph, 29, _INK, width) + 28
     return page.finished()
 
 
@@ -137,7 +139,9 @@ def _overview(preview: Preview, count: int) -> Sheet:
     whole = SHEET_SIZE[0] - 2 * _MARGIN
     for warning in preview.warnings:
         y = page.text((_MARGIN, y), warning, 19, _WARNING, whole) + 4
-    facts = " · ".join((*(f"{label}: {value}" for label, value in preview.facts), WINDOW_IN_WORDS))
+    facts = " · ".join(
+        (*(f"{label}: {value}" for label, value in preview.facts), WINDOW_IN_WORDS, _CONFIDENCE)
+    )
     lines = _wrapped(facts, 14, whole)
     below = SHEET_SIZE[1] - _FOOT - 20 * len(lines)
     for place, line in enumerate(lines):

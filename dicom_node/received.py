@@ -35,6 +35,7 @@ class ReceivedRoi:
 
     Attributes:
         number, name, color: ROI Number, ROI Name and ROI Display Color (red, green, blue).
+        volume_cm3: ROI Volume, which is optional.
         rings: its contours by slice index; at least one.
         planes: those of the CT.
     """
@@ -42,6 +43,7 @@ class ReceivedRoi:
     number: int
     name: str
     color: tuple[int, int, int]
+    volume_cm3: float | None
     rings: Mapping[int, tuple[Ring, ...]]
     planes: PlaneStack
 
@@ -89,7 +91,7 @@ def read_rois(rt_struct: Dataset, series: CtSeries) -> tuple[ReceivedRoi, ...]:
     Raises:
         KeyError: a contour references a slice that is not in the series.
     """
-    names = {roi.ROINumber: str(roi.ROIName) for roi in rt_struct.StructureSetROISequence}
+    named = {int(roi.ROINumber): roi for roi in rt_struct.StructureSetROISequence}
     slices = {header.sop_instance_uid: index for index, header in enumerate(series.headers)}
     rois = []
     for item in rt_struct.ROIContourSequence:
@@ -97,7 +99,11 @@ def read_rois(rt_struct: Dataset, series: CtSeries) -> tuple[ReceivedRoi, ...]:
         if rings:
             red, green, blue = (int(value) for value in item.ROIDisplayColor)
             number = int(item.ReferencedROINumber)
-            rois.append(ReceivedRoi(number, names[number], (red, green, blue), rings, series.volume.planes))
+            name, volume = str(named[number].ROIName), named[number].get("ROIVolume")
+            volume_cm3 = None if volume is None else float(volume)
+            rois.append(
+                ReceivedRoi(number, name, (red, green, blue), volume_cm3, rings, series.volume.planes)
+            )
     return tuple(rois)
 
 

@@ -114,6 +114,17 @@ def echo(destination: Destination, calling: str) -> None:
         raise UnreachableError(f"{_address(destination)} {said} C-ECHO")
 
 
+def accepts(destination: Destination, calling: str, sop_class_uid: str) -> None:
+    """Ask whether `destination` would take instances of a storage class, as this node encodes its own.
+
+    Raises:
+        UnreachableError: there is no association now.
+        AssociationRefusedError: it does not take them, or does not let `calling` in.
+    """
+    with association(destination, calling, [build_context(sop_class_uid, ImplicitVRLittleEndian)]):
+        pass
+
+
 @contextmanager
 def storing(destination: Destination, calling: str, file: Path) -> Iterator[StoreOutcome]:
     """Send one Part 10 file on an association of its own; its data set's bytes go out as they are.

@@ -21,10 +21,11 @@ from typing import Any
 import numpy as np
 import pytest
 from pydicom import Dataset, dcmread
-from pydicom.uid import RTStructureSetStorage
+from pydicom.uid import RTStructureSetStorage, SecondaryCaptureImageStorage
 
 from dicom_node.phantom import Phantom, write_phantom
 from dicom_node.rehearsal import NODE, SCANNER, Rehearsal
+from dicom_node.stand_in_pacs import StandInPacs
 from tests.tools import free_port, needs, run, running, wait_until
 
 SLICES, MATRIX, SPACING_MM = 40, 128, (4.0, 4.0, 4.0)
@@ -108,14 +109,26 @@ class Orthanc:
         )
         urllib.request.urlopen(request, timeout=10).close()
 
+    def instances(self, modality: str) -> list[str]:
+        """Orthanc's own names of the instances of a modality that it holds."""
+        series = self.get("/series?expand")
+        return [
+            instance
+            for one in series
+            if one["MainDicomTags"].get("Modality") == modality
+            for instance in one["Instances"]
+        ]
+
+    def shown(self, instance: str) -> bytes:
+        """The picture that its viewer makes of an instance."""
+        url = f"http://127.0.0.1:{self.http_port}/instances/{instance}/preview"
+        with urllib.request.urlopen(url, timeout=10) as answer:
+            return bytes(answer.read())
+
     def rt_structs(self) -> list[Dataset]:
         """Every RT Structure Set that it holds."""
-        instances: list[str] = []
-        for one in self.get("/series?expand"):
-            if one["MainDicomTags"].get("Modality") == "RTSTRUCT":
-                instances += one["Instances"]
         found = []
-        for instance in instances:
+        for instance in self.instances("RTSTRUCT"):
             path = self.folder / f"{instance}.dcm"
             with urllib.request.urlopen(
                 f"http://127.0.0.1:{self.http_port}/instances/{instance}/file", timeout=10
@@ -159,15 +172,23 @@ def test_a_series_from_storescu_comes_back_as_one_valid_rt_struct_in_its_slices_
 @needs("storescu", "Orthanc")
 def test_orthanc_routes_a_series_and_gets_exactly_one_rt_struct(series: Sent, tmp_path: Path) -> None:
     orthanc = Orthanc(tmp_path / "orthanc")
-    overrides = {**QUICK, "peers": [{"ae_title": "PACS", "addresses": ["127.0.0.1"]}]}
+    destination = {"name": "pacs", "host": "127.0.0.1", "ae_title": "PACS", "port": orthanc.dicom_port}
+    overrides = {
+        **QUICK,
+        "peers": [{"ae_title": "PACS", "addresses": ["127.0.0.1"]}],
+        "destinations": [{**destination, "preview": True}],
+    }
     node = Rehearsal(tmp_path / "node", pacs=("PACS", orthanc.dicom_port), overrides=overrides)
     with orthanc.serving(node.port, auto_route=True), node:
         for file in series.folder.iterdir():
             orthanc.upload(file)
         wait_until(lambda: bool(orthanc.rt_structs()), ENDS_WITHIN_S, "an RT-STRUCT in Orthanc")
+        wait_until(lambda: len(orthanc.instances("OT")) > 1, ENDS_WITHIN_S, "its pictures in Orthanc")
         node.wait(node.is_idle, ENDS_WITHIN_S, "the job did not end")
-        # Orthanc finds the RT-STRUCT's series stable too; nothing more may come of that.
+        assert orthanc.shown(orthanc.instances("OT")[0]).startswith(b"\x89PNG")
+        # Orthanc finds the series of RT-STRUCT and pictures stable too; nothing more may come of that.
         time.sleep(3)
+        assert len(node.jobs()) == 1
         (rt_struct,) = orthanc.rt_structs()
         assert rt_struct.StudyInstanceUID == dcmread(next(series.folder.iterdir())).StudyInstanceUID
 
@@ -202,6 +223,51 @@ def test_the_same_series_pushed_again_makes_no_second_object(series: Sent, tmp_p
         )
         assert assert_only_one_ever_came(node).read_bytes() == first
         assert len(node.jobs()) == 1
+
+
+def incomplete(series: Sent, folder: Path) -> Sent:
+    """The series as another one of the same study, with a slice missing in the middle."""
+    folder.mkdir()
+    for number, file in enumerate(sorted(series.folder.iterdir())):
+        slice_ = dcmread(file)
+        slice_.SeriesInstanceUID += ".2"
+        slice_.SOPInstanceUID += ".2"
+        slice_.FrameOfReferenceUID += ".2"
+        slice_.file_meta.MediaStorageSOPInstanceUID = slice_.SOPInstanceUID
+        if number != SLICES // 2:
+            slice_.save_as(folder / file.name)
+    return Sent(folder, series.phantom)
+
+
+@needs("storescu", "dciodvfy")
+def test_the_study_shows_the_contours_and_why_there_are_none_even_after_kill_9(
+    series: Sent, tmp_path: Path
+) -> None:
+    broken = incomplete(series, tmp_path / "broken")
+    with StandInPacs(tmp_path / "pacs", "PACS") as pacs:
+        destination = {"name": "pacs", "host": "127.0.0.1", "ae_title": "PACS", "port": pacs.port}
+        overrides = {**QUICK, "destinations": [{**destination, "preview": True}]}
+
+        def captures(word: str = "") -> list[Dataset]:
+            kept = [dcmread(one.file) for one in pacs.instances(SecondaryCaptureImageStorage)]
+            return [one for one in kept if word in one.SeriesDescription]
+
+        with Rehearsal(tmp_path / "node", pacs=("PACS", pacs.port), overrides=overrides) as node:
+            storescu(series, node)
+            storescu(broken, node)
+            node.wait(lambda: bool(pacs.instances(RTStructureSetStorage)), ENDS_WITHIN_S, "no RT-STRUCT")
+            node.kill_node()
+            node.start_node()
+            node.wait(lambda: bool(captures("NOT CONTOURED")), ENDS_WITHIN_S, "no notice")
+            node.wait(lambda: len(captures("pictures")) > 1, ENDS_WITHIN_S, "no pictures")
+        (notice,), pictures = captures("NOT CONTOURED"), captures("pictures")
+        assert "a slice is missing" in notice.ImageComments
+        assert sorted(int(one.InstanceNumber) for one in pictures) == [*range(1, len(pictures) + 1)]
+        assert len({one.SeriesInstanceUID for one in pictures}) == 1
+        (rt_struct,) = pacs.instances(RTStructureSetStorage)
+        assert {one.StudyInstanceUID for one in captures()} == {rt_struct.study_instance_uid}
+        for one in pacs.instances(SecondaryCaptureImageStorage):
+            assert "Error" not in run(["dciodvfy", "-new", one.file]).stdout
 
 
 def test_the_demo_contours_a_series_of_your_own_and_draws_it(series: Sent, tmp_path: Path) -> None:

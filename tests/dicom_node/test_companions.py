@@ -19,13 +19,14 @@ from pydicom import FileDataset, dcmread
 from pydicom.uid import RTStructureSetStorage, SecondaryCaptureImageStorage
 from sqlalchemy import Engine, select
 
-from dicom_node import migrate, preview_sheets, story
+from dicom_node import metrics, migrate, preview_sheets, story
 from dicom_node.companion_sender import CompanionSender
 from dicom_node.config import Config
 from dicom_node.database import open_engine, reading
 from dicom_node.deliverer import Deliverer
 from dicom_node.jobs import IllegalTransitionError
 from dicom_node.preview import preview_of
+from dicom_node.reception_figures import ReceptionFigures
 from dicom_node.schema import Companion, Job
 from dicom_node.stand_in_pacs import StandInPacs
 from dicom_node.states import CompanionKind, DeliveryState, JobState
@@ -92,10 +93,11 @@ class Node:
 def make_node(tmp_path: Path) -> Iterator[Callable[..., Node]]:
     engines = []
 
-    def make(port: int, preview: bool = True) -> Node:
+    def make(port: int, preview: bool = True, **more: dict[str, Any]) -> Node:
         sha256 = write_package(tmp_path / "packages")
         pacs = {"name": "pacs", "host": "127.0.0.1", "port": port, "ae_title": "ARCHIVE", "preview": preview}
-        config = configuration(tmp_path / "node", sha256, destinations=[pacs])
+        others = [{**pacs, "name": name, **changes} for name, changes in more.items()]
+        config = configuration(tmp_path / "node", sha256, destinations=[pacs, *others])
         config = config.model_copy(
             update={"model": config.model.model_copy(update={"folder": tmp_path / "packages"})}
         )
@@ -154,6 +156,19 @@ def test_the_study_gets_pictures_that_show_the_contours_where_they_are(
         assert green > blue + 20
     assert node.companion().state is DeliveryState.STORED
     assert "Pictures to pacs: STORED" in story.show(node.engine, 1).in_words()
+
+
+def test_each_destination_sees_its_own_edition(make_node: Callable[..., Node], archive: StandInPacs) -> None:
+    node = make_node(archive.port, planning={"rt_struct": {"name_prefix": "AI_"}})
+    node.contour((PHANTOM, None))
+    node.send()
+    editions = archive.instances(RTStructureSetStorage)
+    assert len(editions) == 2
+    first_sheets = [one for one in captures(archive) if one.InstanceNumber == 1]
+    for edition in editions:
+        assert sum(edition.sop_instance_uid in one.DerivationDescription for one in first_sheets) == 1
+    assert len({one.SeriesInstanceUID for one in first_sheets}) == 2
+    assert first_sheets[0].PixelData != first_sheets[1].PixelData, "the names differ"
 
 
 @needs("dciodvfy")
@@ -279,6 +294,9 @@ def test_pictures_that_are_refused_leave_the_job_sent_and_go_out_again_on_reques
         node.send()
     assert (node.job().state, node.companion().state) == (JobState.SENT, DeliveryState.REFUSED)
     assert "accepts no Secondary Capture" in (node.companion().reason or "")
+    figures = metrics.NodeCollector(node.engine, node.config, ReceptionFigures(), node.clock)
+    line = 'anatomynode_companions{destination="pacs",kind="PICTURES",state="REFUSED"} 1.0'
+    assert line in metrics.exposition(figures)().decode()
     story.retry(node.engine, 1, node.clock)
     assert (node.job().state, node.companion().state) == (JobState.SENT, DeliveryState.PENDING)
     story.cancel(node.engine, 1, node.clock)

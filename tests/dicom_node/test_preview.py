@@ -53,7 +53,11 @@ def shown(series: CtSeries, missing: bool = False) -> tuple[Preview, Segmentatio
     report: dict[str, Any] = {
         "model": {"name": "anatomynet-test", "version": "1", "sha256": "ab" * 32},
         "device": "cpu",
-        "rois": [{**vars(roi), "flags": list(roi.flags)} for roi in built.rois],
+        # Numbers, volumes and counts are those of another edition: what is shown is the structure set's own.
+        "rois": [
+            {"number": None, "name": roi.name, "confidence": roi.confidence, "flags": list(roi.flags)}
+            for roi in built.rois
+        ],
     }
     return preview_of(series, built.data, report), drawn, built.data
 

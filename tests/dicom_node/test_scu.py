@@ -5,6 +5,7 @@ import time
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydicom.uid import CTImageStorage, RTStructureSetStorage
 
 from dicom_node import scu
 from dicom_node.config import Tls
@@ -146,6 +147,13 @@ def test_a_file_that_is_no_dicom_is_refused_without_a_call(tmp_path_factory, gar
     with pytest.raises(scu.NotDicomError):
         scu.identify(file)
     assert store(destination(1), "NODE", file).kind is StoreKind.REFUSED
+
+
+def test_a_storage_class_that_a_peer_does_not_take_is_told_before_anything_is_sent():
+    with fault_pacs.without_rt_structure_sets() as port:
+        assert scu.accepts(destination(port), "NODE", CTImageStorage) is None
+        with pytest.raises(scu.AssociationRefusedError, match="accepts no RT Structure Set Storage"):
+            scu.accepts(destination(port), "NODE", RTStructureSetStorage)
 
 
 def test_echo_returns_or_says_what_is_wrong():
