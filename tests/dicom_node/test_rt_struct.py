@@ -115,9 +115,18 @@ JAPANESE = {
 }
 
 
+CHARACTER_SETS = {
+    "ISO_IR 100": {"PatientName": "Müller^Jürgen", "StudyDescription": "Schädel und Hals"},
+    "ISO_IR 192": {"PatientName": "Σωκράτης^Ελένη", "StudyDescription": "頭頸部 Çene"},
+    "GB18030": {"PatientName": "Wang^XiaoDong=王^小东", "StudyDescription": "头颈部"},
+}
+NAMED = [JAPANESE, *({"SpecificCharacterSet": one, **texts} for one, texts in CHARACTER_SETS.items())]
+
+
 @pytest.mark.parametrize("syntax", [ImplicitVRLittleEndian, ExplicitVRBigEndian])
-def test_patient_and_study_are_the_cts_own_bytes(syntax):
-    phantom = Phantom(overrides=JAPANESE, transfer_syntax=syntax)
+@pytest.mark.parametrize("texts", NAMED, ids=["ISO 2022 IR 87", *CHARACTER_SETS])
+def test_patient_and_study_are_the_cts_own_bytes(texts, syntax):
+    phantom = Phantom(overrides=texts, transfer_syntax=syntax)
     ct = read(phantoms.encode(phantoms.slices(phantom)[0]))
     dataset = read(built(phantoms.series(phantom))[0].data)
     for keyword in (*ct_identity.PATIENT_MODULE, *ct_identity.STUDY_MODULES, "SpecificCharacterSet"):
@@ -125,7 +134,7 @@ def test_patient_and_study_are_the_cts_own_bytes(syntax):
         assert (tag in dataset) == (tag in ct)
         if tag in ct and tag != Tag("SpecificCharacterSet"):
             assert (dataset.get_item(tag).value or b"") == (ct.get_item(tag).value or b"")
-    assert str(dataset.PatientName) == JAPANESE["PatientName"]
+    assert str(dataset.PatientName) == texts["PatientName"]
 
 
 @needs("dciodvfy")
