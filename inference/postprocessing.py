@@ -79,7 +79,8 @@ def propose(
     if rule.reach_mm is not None:
         slices, rows, columns = (rule.reach_mm / step for step in spacing_mm)
         kept = near_largest(kept, (slices, rows, columns))
-    box = bounds(kept, margin=1)
+    # Two voxels: the border is held beyond the box, and an iso-line beside a held value lies too far out.
+    box = bounds(kept, margin=2)
     if box is None:
         return Candidate((0, 0, 0), np.zeros((0, 0, 0), np.float32), None, at_end=False)
     inner = np.where(mask[box] & ~kept[box], np.float32(0), probability[box])

@@ -94,8 +94,8 @@ def test_what_is_proposed_has_a_margin_and_no_part_of_a_removed_component() -> N
     probability = cube(8, 8, 8, side=6)
     probability[8:14, 8:14, 15:17] = 0.8
     candidate = propose(probability, Postprocessing(), (3.0, 4.0, 4.0))
-    assert candidate.start == (7, 7, 7)
-    assert candidate.shape == (8, 8, 8)
+    assert candidate.start == (6, 6, 6)
+    assert candidate.shape == (10, 10, 10)
     assert (candidate.probability >= 0.5).sum() == 216
     assert not candidate.at_end
 
