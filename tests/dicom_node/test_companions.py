@@ -146,6 +146,7 @@ def test_the_study_gets_pictures_that_show_the_contours_where_they_are(
     assert {one.StudyInstanceUID for one in (first, *others)} == {rt_struct.study_instance_uid}
     assert first.SeriesInstanceUID == others[0].SeriesInstanceUID != rt_struct.series_instance_uid
     assert (first.Modality, first.BurnedInAnnotation, first.ConversionType) == ("OT", "NO", "WSD")
+    assert first.SeriesDescription == "AnatomyNode pictures"
     assert rt_struct.sop_instance_uid in first.DerivationDescription
     shown = preview_of(phantoms.series(PHANTOM), rt_struct.file.read_bytes(), dict(node.job().report or {}))
     box = shown.rois[0]
