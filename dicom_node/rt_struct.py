@@ -348,7 +348,7 @@ def _structure_set_roi(roi: _Roi, series: CtSeries, options: RtStructOptions) ->
     item = _item()
     item.ROINumber = roi.number
     item.ReferencedFrameOfReferenceUID = series.headers[0].frame_of_reference_uid
-    item.ROIName = _text(roi.appearance.name, 64)
+    item.ROIName = roi.appearance.name
     item.ROIDescription = _remarks(roi.found)
     item.ROIVolume = format_number_as_ds(round(roi.volume_cm3, 4))
     item.ROIGenerationAlgorithm = "AUTOMATIC"
@@ -392,7 +392,8 @@ def _rt_roi_observations(dataset: Dataset, rois: tuple[_Roi, ...], options: RtSt
         item = _item()
         item.ObservationNumber = roi.number
         item.ReferencedROINumber = roi.number
-        item.ROIObservationLabel = _text(roi.appearance.name, 16)
+        if len(roi.appearance.name) <= LONGEST_LABEL:  # optional, and a name is never cut
+            item.ROIObservationLabel = _text(roi.appearance.name, LONGEST_LABEL)
         item.ROIObservationDescription = _remarks(roi.found)
         item.SegmentedPropertyCategoryCodeSequence = [_coded(_ANATOMICAL_STRUCTURE)]
         item.RTROIIdentificationCodeSequence = [_identification(roi.found.structure)]

@@ -374,6 +374,17 @@ def test_a_template_gives_names_and_colours_and_leaves_structures_out():
     assert [roi.name for roi in made.rois] == list(organs.NAMES)
 
 
+def test_a_name_is_never_cut():
+    long = "Brainstem, a draft to be looked at"
+    template = Template(structures={"Brainstem": Entry(name=long)})
+    made, segmentation, options = built(phantoms.series(), template=template, profile=Profile(name_length=64))
+    rt_struct_check.check(made.data, phantoms.series(), segmentation, options)
+    dataset = read(made.data)
+    assert dataset.StructureSetROISequence[0].ROIName == long
+    labels = ["ROIObservationLabel" in one for one in dataset.RTROIObservationsSequence]
+    assert labels == [False, True, True, True, True]
+
+
 def test_a_label_names_the_model_and_the_day():
     dataset = read(built(phantoms.series(), structure_set_label="{version} {date}")[0].data)
     assert dataset.StructureSetLabel == "1.2.3 20260301"

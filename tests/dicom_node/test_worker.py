@@ -622,6 +622,8 @@ def test_two_destinations_that_want_different_objects_get_an_edition_each_and_th
         "BRAINSTEM",
     ]
     before = {path.name for path in node.config.storage.results.iterdir()}
+    node.worker().recover()
+    assert {path.name for path in node.config.storage.results.iterdir()} == before
     with transaction(node.engine) as session:
         jobs.delivery_refused(session, session.get_one(Delivery, other.id), 0xA900, "no", node.now)
         for path in node.config.storage.results.iterdir():
