@@ -284,6 +284,24 @@ def jobs_show(
         _tell(story.show(engine, job), as_json)
 
 
+@jobs_app.command("preview")
+def jobs_preview(
+    context: typer.Context,
+    job: JobNumber,
+    output: Annotated[
+        Path, typer.Option("--output", metavar="FILE.png|html", callback=_picture, help="To be written.")
+    ],
+    config: JobsConfigPath = None,
+) -> None:
+    """Show the contours of a job on its CT, from what the node has stored."""
+    from dicom_node import painting
+    from dicom_node.config import read_config
+
+    storage = read_config(config or context.obj).storage
+    with _database(config or context.obj) as engine:
+        painting.show(engine, job, storage, output)
+
+
 @jobs_app.command("retry")
 def jobs_retry(context: typer.Context, job: JobNumber, config: JobsConfigPath = None) -> None:
     """Do a job that has ended again, or only send what a destination refused of it."""

@@ -20,7 +20,7 @@ from dicom_node.config import Config, Destination
 from dicom_node.database import reading, transaction
 from dicom_node.deliverer import AFTER_A_BUG_S, DELIVERED, Store
 from dicom_node.errors import PermanentError
-from dicom_node.painting import order_of, paint
+from dicom_node.painting import order_of_companion, paint
 from dicom_node.results import Results
 from dicom_node.retry import delay_s
 from dicom_node.schema import Companion
@@ -182,7 +182,7 @@ class _Lane:
         """
         with reading(self._engine) as session:
             companion = session.get_one(Companion, companion_id)
-            order = order_of(session, companion, self._storage)
+            order = order_of_companion(session, companion, self._storage)
             files = companion.files
         if files and all(self._is_whole(file) for file in files):
             return files

@@ -8,7 +8,8 @@ Never files a notice under one patient where the slices name several.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from io import BytesIO
@@ -16,20 +17,23 @@ from pathlib import Path
 from typing import Any
 
 from pydicom import Dataset, dcmread
-from sqlalchemy import select
+from sqlalchemy import Engine, select
 from sqlalchemy.orm import Session
 
 from dicom_node import __version__, preview_sheets, secondary_capture
 from dicom_node.config import Storage
+from dicom_node.contouring import write_preview
 from dicom_node.ct_identity import local_time
 from dicom_node.ct_series import CtSeries, assemble
 from dicom_node.ct_slice import read_slice
+from dicom_node.database import reading
 from dicom_node.errors import PermanentError
 from dicom_node.notice import SERIES_DESCRIPTION, notice_of
 from dicom_node.preview import NOT_FOR_DIAGNOSIS, Preview, preview_of
 from dicom_node.schema import Companion, Delivery, Instance, Job, Series
 from dicom_node.secondary_capture import Caption, Capture
 from dicom_node.states import CompanionKind, JobState
+from dicom_node.story import job_of
 
 PICTURES_SERIES_NUMBER, NOTICE_SERIES_NUMBER = 9002, 9003
 """Beside the RT-STRUCT's own, far from those of scanners."""
@@ -47,7 +51,7 @@ class Order:
     Attributes:
         job: its number.
         created_at: the job's, UTC epoch seconds.
-        rt_struct: file and sha256 of the edition that the destination gets; None where it gets none.
+        rt_struct: file and sha256 of the edition that is shown; None where there is none.
         instances: file in the spool by SOP Instance UID, in the order of their arrival.
     """
 
@@ -66,17 +70,28 @@ class Order:
     instances: Mapping[str, Path]
 
 
-def order_of(session: Session, companion: Companion, storage: Storage) -> Order:
-    """What is to be painted."""
-    job = session.get_one(Job, companion.job_id)
-    series = session.get_one(Series, job.series_id)
-    rows = select(Instance.sop_instance_uid, Instance.file).where(Instance.series_id == series.id)
+def order_of_companion(session: Session, companion: Companion, storage: Storage) -> Order:
+    """What is to be painted for a destination: its own edition."""
     edition = select(Delivery.rt_struct_file, Delivery.rt_struct_sha256).where(
-        Delivery.job_id == job.id, Delivery.destination == companion.destination
+        Delivery.job_id == companion.job_id, Delivery.destination == companion.destination
     )
     file, sha256 = session.execute(edition).one_or_none() or (None, None)
+    job = session.get_one(Job, companion.job_id)
+    return _order(session, job, companion.kind, (file, sha256), storage)
+
+
+def _order(
+    session: Session,
+    job: Job,
+    kind: CompanionKind,
+    edition: tuple[str | None, str | None],
+    storage: Storage,
+) -> Order:
+    series = session.get_one(Series, job.series_id)
+    rows = select(Instance.sop_instance_uid, Instance.file).where(Instance.series_id == series.id)
+    file, sha256 = edition
     return Order(
-        kind=companion.kind,
+        kind=kind,
         job=job.id,
         state=job.state,
         reason=job.reason or "",
@@ -99,31 +114,61 @@ def paint(order: Order) -> tuple[Capture, ...]:
         CannotPaintError: the RT-STRUCT or a slice is gone, or the slices name several patients.
         OSError: the disk does not answer.
     """
-    try:
+    with _told_of_what_is_gone():
         return _pictures(order) if order.kind is CompanionKind.PICTURES else _notice(order)
+
+
+def show(engine: Engine, number: int, storage: Storage, file: Path) -> None:
+    """A job's contours for a person, from the edition that stands for the job; see `write_preview`.
+
+    Raises:
+        NoSuchJobError: there is no job of this number.
+        CannotPaintError: it has no RT-STRUCT, or that or a slice is gone.
+        PermanentError: the file cannot be written.
+    """
+    with reading(engine) as session:
+        job = job_of(session, number)
+        edition = (job.rt_struct_file, job.rt_struct_sha256)
+        order = _order(session, job, CompanionKind.PICTURES, edition, storage)
+    with _told_of_what_is_gone():
+        series, data = _drawn(order)
+    try:
+        write_preview(series, data, dict(order.report), file)
+    except OSError as problem:
+        raise PermanentError(f"{file}: {problem.strerror}") from problem
+
+
+@contextmanager
+def _told_of_what_is_gone() -> Iterator[None]:
+    try:
+        yield
     except FileNotFoundError as problem:
         raise CannotPaintError(
             "a slice, or the RT-STRUCT, is not in the storage folder any more"
         ) from problem
 
 
-def _pictures(order: Order) -> tuple[Capture, ...]:
+def _drawn(order: Order) -> tuple[CtSeries, bytes]:
+    """The CT, and the very bytes of the structure set that was drawn on it."""
     if order.rt_struct is None:
-        raise CannotPaintError("the destination gets no RT-STRUCT of this job that could be shown")
+        raise CannotPaintError(f"job {order.job} has no RT-STRUCT that could be shown there")
     file, sha256 = order.rt_struct
     data = file.read_bytes()
     if hashlib.sha256(data).hexdigest() != sha256:
         raise CannotPaintError("the stored RT-STRUCT changed on the disk; retry to contour again")
-    dataset = dcmread(BytesIO(data))
-    series = _series(dataset, order)
+    return _series(dcmread(BytesIO(data), stop_before_pixels=True), order), data
+
+
+def _pictures(order: Order) -> tuple[Capture, ...]:
+    series, data = _drawn(order)
     shown = preview_of(series, data, order.report)
     caption = Caption(
-        made_of=("pictures", str(dataset.SOPInstanceUID)),
+        made_of=("pictures", shown.sop_instance_uid),
         created_at=datetime.fromtimestamp(order.created_at, UTC),
         series_number=PICTURES_SERIES_NUMBER,
         series_description=_pictures_description(shown),
         comments=" ".join((*shown.warnings, NOT_FOR_DIAGNOSIS)),
-        derivation=f"RT Structure Set {dataset.SOPInstanceUID} drawn on its CT by AnatomyNode {__version__}",
+        derivation=f"RT Structure Set {shown.sop_instance_uid} drawn on its CT by AnatomyNode {__version__}",
     )
     return secondary_capture.build(series.reference, preview_sheets.sheets(shown), caption)
 

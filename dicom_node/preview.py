@@ -100,7 +100,7 @@ class Preview:
         overview: three planes where most of the structures are cut widest.
         close_ups: one a structure that was found.
         facts: label and value: what was contoured, by what.
-        uids: label and value: which objects these are.
+        sop_instance_uid: of the structure set.
     """
 
     series: CtSeries
@@ -109,7 +109,13 @@ class Preview:
     overview: tuple[View, View, View]
     close_ups: tuple[CloseUp, ...]
     facts: tuple[tuple[str, str], ...]
-    uids: tuple[tuple[str, str], ...]
+    sop_instance_uid: str
+
+    @property
+    def uids(self) -> tuple[tuple[str, str], ...]:
+        """Label and value: which objects these are."""
+        ct = self.series.headers[0].series_instance_uid
+        return ("CT series", ct), ("RT Structure Set", self.sop_instance_uid)
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -156,10 +162,7 @@ def preview_of(series: CtSeries, rt_struct: bytes, report: Mapping[str, Any]) ->
             if line.number == roi.number
         ),
         _facts(series, report),
-        (
-            ("CT series", series.headers[0].series_instance_uid),
-            ("RT Structure Set", str(dataset.SOPInstanceUID)),
-        ),
+        str(dataset.SOPInstanceUID),
     )
 
 

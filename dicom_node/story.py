@@ -118,7 +118,7 @@ def show(engine: Engine, job: int) -> Story:
         NoSuchJobError: there is none of this number.
     """
     with reading(engine) as session:
-        found = _job(session, job)
+        found = job_of(session, job)
         series = session.get_one(Series, found.series_id)
         return Story(
             job=_job_facts(found),
@@ -168,7 +168,7 @@ def cancel(engine: Engine, job: int, clock: Clock = time.time) -> str:
 
 def _ask(engine: Engine, number: int, verb: Callable[[Session, Job, float], None], clock: Clock) -> str:
     with transaction(engine) as session:
-        job = _job(session, number)
+        job = job_of(session, number)
         before = job.state
         verb(session, job, clock())
         pending = sum(one.state is DeliveryState.PENDING for one in jobs.deliveries_of(session, job))
@@ -176,7 +176,12 @@ def _ask(engine: Engine, number: int, verb: Callable[[Session, Job, float], None
         return f"job {number} was {before} and is now {job.state}{going_out}"
 
 
-def _job(session: Session, number: int) -> Job:
+def job_of(session: Session, number: int) -> Job:
+    """The row of a job.
+
+    Raises:
+        NoSuchJobError: there is none of this number.
+    """
     job = session.get(Job, number)
     if job is None:
         raise NoSuchJobError(number)

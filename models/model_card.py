@@ -185,7 +185,8 @@ def _training(training: TrainingConfig) -> list[str]:
     held_out = (
         "All training patients were taught"
         if training.folds.held_out is None
-        else f"One of {training.folds.count} parts of the training patients was held out to watch over it"
+        else f"One of {training.folds.count} parts of the training patients was held out, to watch over it, "
+        "choose thresholds and calibrate the confidence"
     )
     term = {
         "none": "soft Dice",

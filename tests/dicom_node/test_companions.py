@@ -19,11 +19,12 @@ from pydicom import FileDataset, dcmread
 from pydicom.uid import RTStructureSetStorage, SecondaryCaptureImageStorage
 from sqlalchemy import Engine, select
 
-from dicom_node import metrics, migrate, preview_sheets, story
+from dicom_node import metrics, migrate, painting, preview_sheets, story
 from dicom_node.companion_sender import CompanionSender
 from dicom_node.config import Config
 from dicom_node.database import open_engine, reading
 from dicom_node.deliverer import Deliverer
+from dicom_node.errors import PermanentError
 from dicom_node.jobs import IllegalTransitionError
 from dicom_node.preview import preview_of
 from dicom_node.reception_figures import ReceptionFigures
@@ -191,6 +192,20 @@ def test_dciodvfy_finds_no_error_and_the_patient_is_the_cts(
     for one in captures(archive):
         assert (one.PatientName, one.PatientID) == (ct.PatientName, ct.PatientID)
         assert one.get("SpecificCharacterSet") == ct.get("SpecificCharacterSet")
+
+
+def test_a_person_sees_what_a_job_came_to(make_node: Callable[..., Node], tmp_path: Path) -> None:
+    node = make_node(free_port(), preview=False)
+    node.contour((PHANTOM, None))
+    painting.show(node.engine, 1, node.config.storage, tmp_path / "job.html")
+    page = (tmp_path / "job.html").read_text()
+    assert str(node.job().sop_instance_uid) in page
+    assert "Brainstem" in page
+    with pytest.raises(PermanentError, match="there is no job 2"):
+        painting.show(node.engine, 2, node.config.storage, tmp_path / "job.html")
+    (node.config.storage.results / str(node.job().rt_struct_file)).write_bytes(b"rot")
+    with pytest.raises(PermanentError, match="changed on the disk"):
+        painting.show(node.engine, 1, node.config.storage, tmp_path / "job.html")
 
 
 def test_a_destination_that_asks_for_none_gets_none(

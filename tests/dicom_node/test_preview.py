@@ -184,7 +184,9 @@ def test_neither_page_nor_sheets_depend_on_who_the_patient_is() -> None:
     pages, sheets = set(), set()
     for name in ("Phantom^Test", "Doe^Jane"):
         overrides = {"PatientName": name, "PatientID": name}
-        preview = replace(shown(phantoms.series(Phantom(overrides=overrides)))[0], close_ups=(), uids=())
+        preview = replace(
+            shown(phantoms.series(Phantom(overrides=overrides)))[0], close_ups=(), sop_instance_uid=""
+        )
         pages.add(preview_page.html(preview))
         sheets.add(preview_sheets.sheets(preview)[0].tobytes())
     assert len(pages) == len(sheets) == 1
