@@ -31,6 +31,7 @@ from dicom_node.refusals import Refusal
 from dicom_node.structure_template import UNCHANGED, Appearance, Template, appearance
 from dicom_node.uids import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME, derive_uid
 from inference.contours import Contour, ContourMode, trace
+from inference.flags import LEFT_OUT, NOT_FOUND
 from inference.postprocessing import volume_cm3
 from inference.segmentation import Segmentation, StructureMap
 from inference.volume import PlaneStack
@@ -167,7 +168,7 @@ def build(series: CtSeries, segmentation: Segmentation, options: RtStructOptions
     _rt_roi_observations(dataset, rois, options)
     _approval(dataset)
     _sop_common(dataset, uids, options, created_at)
-    reports = _reports(segmentation, rois)
+    reports = _reports(segmentation, rois, options)
     return RtStruct(_encoded(dataset, encoder), uids.sop_instance, uids.series, reports)
 
 
@@ -236,15 +237,18 @@ def _refuse_empty(segmentation: Segmentation, rois: Iterable[_Roi], options: RtS
     ]
     if missing:
         raise IncompleteError(
-            f"{', '.join(missing)} was not found, and empty_structures is `refuse` for this destination"
+            f"{', '.join(missing)}: not found or left out, and this destination's empty_structures is `refuse`"
         )
 
 
-def _reports(segmentation: Segmentation, rois: Iterable[_Roi]) -> tuple[RoiReport, ...]:
+def _reports(
+    segmentation: Segmentation, rois: Iterable[_Roi], options: RtStructOptions
+) -> tuple[RoiReport, ...]:
     drawn = {roi.number: roi for roi in rois}
     reports = []
     for number, found in enumerate(segmentation.structures, start=1):
         roi = drawn.get(number)
+        is_wanted = options.appearance(found.structure) is not None
         reports.append(
             RoiReport(
                 number if roi else None,
@@ -252,10 +256,18 @@ def _reports(segmentation: Segmentation, rois: Iterable[_Roi]) -> tuple[RoiRepor
                 roi.volume_cm3 if roi else 0.0,
                 len(roi.contours) if roi else 0,
                 found.confidence,
-                found.flags,
+                # Whether it was found is no news to a clinic that does not want it.
+                found.flags
+                if is_wanted
+                else (*(flag for flag in found.flags if flag not in _FATES), LEFT_OUT),
             )
         )
     return tuple(reports)
+
+
+def _of_unwanted(flags: tuple[str, ...]) -> tuple[str, ...]:
+    """Whether a structure was found is no news to a clinic that does not want it."""
+    return (*(flag for flag in flags if flag not in (NOT_FOUND, LEFT_OUT)), LEFT_OUT)
 
 
 def _scaffold() -> FileDataset:

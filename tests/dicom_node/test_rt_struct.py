@@ -353,7 +353,7 @@ def test_by_profile_a_structure_that_was_not_found_is_there_without_contours_or_
     dataset = read(made.data)
     assert [roi.ROIName for roi in dataset.StructureSetROISequence] == ["Brainstem", "SpinalCord"]
     assert ["ContourSequence" in roi for roi in dataset.ROIContourSequence] == [True, False]
-    with pytest.raises(rt_struct.IncompleteError, match="SpinalCord was not found"):
+    with pytest.raises(rt_struct.IncompleteError, match="SpinalCord: not found or left out"):
         rt_struct.build(series, some, replace(options, profile=Profile(empty_structures="refuse")))
 
 
@@ -372,6 +372,7 @@ def test_a_template_gives_names_and_colours_and_leaves_structures_out():
     assert list(dataset.ROIContourSequence[0].ROIDisplayColor) == [9, 8, 7]
     assert [roi.number for roi in made.rois] == [1, None, 3, 4, 5]
     assert [roi.name for roi in made.rois] == list(organs.NAMES)
+    assert [roi.flags for roi in made.rois] == [(), ("left_out",), (), (), ()]
 
 
 def test_a_name_is_never_cut():

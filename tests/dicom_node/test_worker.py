@@ -680,7 +680,7 @@ def test_a_destination_that_takes_only_complete_sets_gets_nothing_and_the_others
     ]
     job, (refused, _) = node.job(), node.deliveries()
     assert (job.state, job.reason) == (JobState.FAILED, "refused by strict")
-    assert "SpinalCord was not found" in str(refused.reason)
+    assert "SpinalCord: not found or left out" in str(refused.reason)
     assert refused.rt_struct_file is None
     with transaction(node.engine) as session:
         jobs.retry(session, session.get_one(Job, job.id), node.now)
