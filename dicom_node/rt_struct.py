@@ -236,9 +236,8 @@ def _refuse_empty(segmentation: Segmentation, rois: Iterable[_Roi], options: RtS
         if number not in drawn and options.appearance(found.structure) is not None
     ]
     if missing:
-        raise IncompleteError(
-            f"{', '.join(missing)}: not found or left out, and this destination's empty_structures is `refuse`"
-        )
+        names = ", ".join(missing)
+        raise IncompleteError(f"{names}: not found or left out, and empty_structures here is `refuse`")
 
 
 def _reports(
@@ -257,9 +256,7 @@ def _reports(
                 len(roi.contours) if roi else 0,
                 found.confidence,
                 # Whether it was found is no news to a clinic that does not want it.
-                found.flags
-                if is_wanted
-                else (*(flag for flag in found.flags if flag not in _FATES), LEFT_OUT),
+                found.flags if is_wanted else _of_unwanted(found.flags),
             )
         )
     return tuple(reports)

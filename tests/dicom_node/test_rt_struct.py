@@ -365,7 +365,11 @@ def test_a_template_gives_names_and_colours_and_leaves_structures_out():
             "SpinalCord": Entry(leave_out=True),
         }
     )
-    made, segmentation, options = built(series, template=template)
+    stem, _, *others = organs.segmentation(series.volume.planes).structures
+    no_cord = organs.structure_map(np.zeros((0, 0, 0)), name="SpinalCord", channel=2, flags=("not_found",))
+    segmentation = Segmentation((stem, no_cord, *others), "cpu", {})
+    options = replace(organs.options(), template=template)
+    made = rt_struct.build(series, segmentation, options)
     rt_struct_check.check(made.data, series, segmentation, options)
     dataset = read(made.data)
     assert [roi.ROIName for roi in dataset.StructureSetROISequence] == ["Hirnstamm", *organs.NAMES[2:]]
