@@ -39,7 +39,9 @@ from dicom_node.ct_series import CtSeries, assemble
 from dicom_node.ct_slice import read_slice
 from dicom_node.editions import Editions
 from dicom_node.errors import AnatomyNodeError, SeriesRejectedError
-from dicom_node.phantom import write_phantom, write_water
+from dicom_node.other_anatomies import write_other_anatomy
+from dicom_node.phantom import write_phantom
+from dicom_node.refusals import Refusal
 from dicom_node.rt_struct import RtStructOptions
 from inference.segmentation import Segmentation, StructureMap
 from models.card import ModelPackage, Structure
@@ -59,6 +61,11 @@ another machine's rounding moves a few voxels."""
 _PHANTOM_SLICES = 70
 _PHANTOM_MATRIX = 256
 _PHANTOM_SPACING_MM = (3.0, 1.953125, 1.953125)
+_REFUSED = ("water phantom", "Catphan-like phantom")
+"""What a physicist has in the cupboard, and can scan to see the same."""
+_BY_THE_NETWORK = ("no_structures", "not_this_anatomy", Refusal.NOTHING_FOUND)
+"""Refused for any other reason, a body has not come as far as the network."""
+_REFUSED_GRID = (50, 128, (3.0, 3.90625, 3.90625))
 _LIBRARIES = ("pydicom", "pynetdicom", "rt-utils", "numpy", "onnxruntime", "onnxruntime-gpu")
 
 
@@ -105,7 +112,8 @@ def _points(config: Config, package: ModelPackage, options: RtStructOptions) -> 
         yield _geometry(acquisition, options)
     with tempfile.TemporaryDirectory() as scratch:
         yield from _network(config, Path(scratch))
-        yield _water(config, Path(scratch))
+        for name in _REFUSED:
+            yield _refusal(name, config, Path(scratch))
 
 
 def _approval(config: Config, package: ModelPackage) -> Point:
@@ -228,14 +236,16 @@ def _contoured(folder: Path, output: Path, config: Config) -> Report:
     return contouring.contour_folder(folder, output, config)
 
 
-def _water(config: Config, scratch: Path) -> Point:
+def _refusal(body: str, config: Config, scratch: Path) -> Point:
     """No head and neck: nothing may come back."""
-    name = "a water phantom is refused"
-    write_water(scratch / "water", _PHANTOM_SLICES, _PHANTOM_MATRIX, _PHANTOM_SPACING_MM)
+    name = f"a {body} is refused"
+    folder = scratch / body
+    write_other_anatomy(body, folder, *_REFUSED_GRID)
     try:
-        report = _contoured(scratch / "water", scratch / "water.dcm", config)
+        report = _contoured(folder, scratch / f"{body}.dcm", config)
     except SeriesRejectedError as refused:
-        return Point(name, f"{refused.code}: {refused.reason}")
+        told = f"{refused.code}: {refused.reason}"
+        return Point(name, told, problem=None if refused.code in _BY_THE_NETWORK else told)
     except AnatomyNodeError as problem:
         return Point(name, "", problem=problem.reason)
     found = ", ".join(roi["name"] for roi in report["rois"] if roi["contours"])

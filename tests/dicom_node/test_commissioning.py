@@ -62,6 +62,7 @@ def test_a_sound_installation_passes_and_its_page_names_what_was_commissioned(
     assert "Signature:" in page
     assert all(f"| geometry, {one.name} | yes |" in page for one in ACQUISITIONS)
     assert "| a water phantom is refused | yes |" in page
+    assert "| a Catphan-like phantom is refused | yes |" in page
     report = json.loads(baseline[1].read_text())
     assert report["holds"]
     figures = {figure["name"] for point in report["points"] for figure in point["figures"]}
