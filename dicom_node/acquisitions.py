@@ -99,6 +99,8 @@ class Acquisition:
             yield BALL.distances_mm(plane + position)
 
 
+OBLIQUE = Acquisition("oblique", (0.9961947, 0.0871557, 0.0, -0.0858317, 0.9810603, 0.1736482))
+
 ACQUISITIONS = (
     Acquisition("head first, supine"),
     Acquisition("head first, prone", (-1, 0, 0, 0, -1, 0), patient_position="HFP"),
@@ -108,7 +110,7 @@ ACQUISITIONS = (
     Acquisition("head first, on the left side", (0, -1, 0, 1, 0, 0), patient_position="HFDL"),
     Acquisition("feet first, on the right side", (0, 1, 0, 1, 0, 0), patient_position="FFDR"),
     Acquisition("feet first, on the left side", (0, -1, 0, -1, 0, 0), patient_position="FFDL"),
-    Acquisition("oblique", (0.9961947, 0.0871557, 0.0, -0.0858317, 0.9810603, 0.1736482)),
+    OBLIQUE,
     Acquisition("gantry tilted by 15 degrees", (1, 0, 0, 0, 0.9659258, -0.2588190), tilt_deg=15.0),
     Acquisition("3 mm, then 6 mm between slices", gaps_mm=(*14 * (3.0,), *8 * (6.0,))),
     Acquisition("pixels of 1.5 x 0.9 mm", pixel_spacing_mm=(1.5, 0.9)),

@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 from pydicom import dcmread
 from pydicom.dataset import Dataset
 
-from dicom_node import __version__, contouring, rt_struct, rt_struct_check
-from dicom_node.acquisitions import ACQUISITIONS, BALL, Acquisition
+from dicom_node import __version__, contouring, other_reader, rt_struct, rt_struct_check
+from dicom_node.acquisitions import ACQUISITIONS, BALL, OBLIQUE, Acquisition
 from dicom_node.commissioning_report import (
     Commissioning,
     Figure,
@@ -39,8 +39,10 @@ from dicom_node.ct_series import CtSeries, assemble
 from dicom_node.ct_slice import read_slice
 from dicom_node.editions import Editions
 from dicom_node.errors import AnatomyNodeError, SeriesRejectedError
-from dicom_node.phantom import write_phantom, write_water
-from dicom_node.rt_struct import RtStructOptions
+from dicom_node.other_anatomies import write_other_anatomy
+from dicom_node.phantom import write_phantom
+from dicom_node.refusals import Refusal
+from dicom_node.rt_struct import RtStruct, RtStructOptions
 from inference.segmentation import Segmentation, StructureMap
 from models.card import ModelPackage, Structure
 
@@ -50,6 +52,9 @@ FURTHEST_FROM_PLANE_MM = 0.01
 FURTHEST_FROM_SURFACE_MM = {"smooth": 0.2, "voxel": 1.2}
 """By contour mode. A voxel's edge is up to half a pixel's diagonal, 0.9 mm here, from the surface."""
 LARGEST_VOLUME_ERROR_PERCENT = {"smooth": 1.0, "voxel": 3.0}
+FURTHEST_CENTRE_MM = 0.6
+LARGEST_VOLUME_ERROR_OF_OTHERS_PERCENT = 12.0
+"""Of rt-utils, which moves points to whole pixels and fills the pixels under the line, too."""
 DRIFT_MM = 0.05
 DRIFT_PERCENT = 0.5
 DRIFT_CM3 = 0.2
@@ -59,6 +64,11 @@ another machine's rounding moves a few voxels."""
 _PHANTOM_SLICES = 70
 _PHANTOM_MATRIX = 256
 _PHANTOM_SPACING_MM = (3.0, 1.953125, 1.953125)
+_REFUSED = ("water phantom", "Catphan-like phantom")
+"""What a physicist has in the cupboard, and can scan to see the same."""
+_BY_THE_NETWORK = ("no_structures", "not_this_anatomy", Refusal.NOTHING_FOUND)
+"""Refused for any other reason, a body has not come as far as the network."""
+_REFUSED_GRID = (50, 128, (3.0, 3.90625, 3.90625))
 _LIBRARIES = ("pydicom", "pynetdicom", "rt-utils", "numpy", "onnxruntime", "onnxruntime-gpu")
 
 
@@ -104,8 +114,10 @@ def _points(config: Config, package: ModelPackage, options: RtStructOptions) -> 
     for acquisition in ACQUISITIONS:
         yield _geometry(acquisition, options)
     with tempfile.TemporaryDirectory() as scratch:
+        yield _other_reader(options, Path(scratch))
         yield from _network(config, Path(scratch))
-        yield _water(config, Path(scratch))
+        for name in _REFUSED:
+            yield _refusal(name, config, Path(scratch))
 
 
 def _approval(config: Config, package: ModelPackage) -> Point:
@@ -126,15 +138,8 @@ def _approval(config: Config, package: ModelPackage) -> Point:
 def _geometry(acquisition: Acquisition, options: RtStructOptions) -> Point:
     """A ball through everything but the network: its contours lie on the ball, in their slices' planes."""
     name = f"geometry, {acquisition.name}"
-    ball = Structure.model_validate(
-        {**options.model.structures[0].model_dump(), "volume_cm3": (1, 1000), "laterality": None}
-    )
     try:
-        series = assemble((read_slice(BytesIO(one)) for one in acquisition.slices()), min_slices=2)
-        drawn = StructureMap(ball, (0, 0, 0), acquisition.probability(), 0.5, None, ())
-        segmentation = Segmentation((drawn,), "none", {})
-        made = rt_struct.build(series, segmentation, options)
-        rt_struct_check.check(made.data, series, segmentation, options)
+        series, made = _drawn(acquisition, options)
     except AnatomyNodeError as problem:
         return Point(name, "", problem=problem.reason)
     contours = list(_contours(dcmread(BytesIO(made.data))))
@@ -163,6 +168,49 @@ def _geometry(acquisition: Acquisition, options: RtStructOptions) -> Point:
         ),
     )
     return Point(name, f"{len(contours)} contours, {len(points)} points", figures)
+
+
+def _drawn(acquisition: Acquisition, options: RtStructOptions) -> tuple[CtSeries, RtStruct]:
+    """The ball's series, and its RT Structure Set, which has passed the self-check."""
+    ball = Structure.model_validate(
+        {**options.model.structures[0].model_dump(), "volume_cm3": (1, 1000), "laterality": None}
+    )
+    series = assemble((read_slice(BytesIO(one)) for one in acquisition.slices()), min_slices=2)
+    drawn = StructureMap(ball, (0, 0, 0), acquisition.probability(), 0.5, None, ())
+    segmentation = Segmentation((drawn,), "none", {})
+    made = rt_struct.build(series, segmentation, options)
+    rt_struct_check.check(made.data, series, segmentation, options)
+    return series, made
+
+
+def _other_reader(options: RtStructOptions, scratch: Path) -> Point:
+    """The ball of the oblique series, by code that shares nothing with ours."""
+    name = "another reader finds the ball"
+    folder, file = scratch / "ball", scratch / "ball.dcm"
+    folder.mkdir()
+    for index, one in enumerate(OBLIQUE.slices()):
+        (folder / f"{index}.dcm").write_bytes(one)
+    try:
+        _, made = _drawn(OBLIQUE, options)
+        file.write_bytes(made.data)
+        (roi,) = made.rois
+        seen = other_reader.read(folder, file, roi.name)
+    except AnatomyNodeError as problem:
+        return Point(name, "", problem=problem.reason)
+    except Exception as problem:  # rt-utils raises nothing narrower
+        return Point(name, "", problem=f"rt-utils cannot read it: {problem}")
+    away = float(np.linalg.norm(seen.centre_mm - BALL.centre_mm))
+    figures = (
+        Figure("from the ball's centre", away, "mm", DRIFT_MM, FURTHEST_CENTRE_MM),
+        Figure(
+            "volume",
+            100 * (seen.volume_cm3 / BALL.volume_cm3 - 1),
+            "% off",
+            DRIFT_PERCENT,
+            LARGEST_VOLUME_ERROR_OF_OTHERS_PERCENT,
+        ),
+    )
+    return Point(name, f"rt-utils, series {OBLIQUE.name}", figures)
 
 
 def _contours(dataset: Dataset) -> Iterator[tuple[str, Vector]]:
@@ -228,14 +276,16 @@ def _contoured(folder: Path, output: Path, config: Config) -> Report:
     return contouring.contour_folder(folder, output, config)
 
 
-def _water(config: Config, scratch: Path) -> Point:
+def _refusal(body: str, config: Config, scratch: Path) -> Point:
     """No head and neck: nothing may come back."""
-    name = "a water phantom is refused"
-    write_water(scratch / "water", _PHANTOM_SLICES, _PHANTOM_MATRIX, _PHANTOM_SPACING_MM)
+    name = f"a {body} is refused"
+    folder = scratch / body
+    write_other_anatomy(body, folder, *_REFUSED_GRID)
     try:
-        report = _contoured(scratch / "water", scratch / "water.dcm", config)
+        report = _contoured(folder, scratch / f"{body}.dcm", config)
     except SeriesRejectedError as refused:
-        return Point(name, f"{refused.code}: {refused.reason}")
+        told = f"{refused.code}: {refused.reason}"
+        return Point(name, told, problem=None if refused.code in _BY_THE_NETWORK else told)
     except AnatomyNodeError as problem:
         return Point(name, "", problem=problem.reason)
     found = ", ".join(roi["name"] for roi in report["rois"] if roi["contours"])

@@ -84,11 +84,24 @@ class Commissioning:
         return all(point.holds for point in self.points) and not self.drifts
 
 
+@dataclass(frozen=True)
+class Baseline:
+    """What an earlier run found.
+
+    Attributes:
+        facts: by name.
+        figures: values by point and by figure.
+    """
+
+    facts: Mapping[str, str]
+    figures: Mapping[str, Mapping[str, float]]
+
+
 class BaselineError(PermanentError):
     """A baseline that cannot be read; the message says why."""
 
 
-def read_baseline(path: Path) -> Mapping[str, Any]:
+def read_baseline(path: Path) -> Baseline:
     """The JSON of an earlier report.
 
     Raises:
@@ -96,31 +109,37 @@ def read_baseline(path: Path) -> Mapping[str, Any]:
     """
     try:
         known = json.loads(path.read_text(encoding="utf-8"))
-        if {"facts", "points"} <= known.keys():
-            return dict(known)
-    except (OSError, ValueError, AttributeError) as problem:
-        raise BaselineError(f"{path}: is no report of `anatomynode commission`: {problem}") from problem
-    raise BaselineError(f"{path}: is no report of `anatomynode commission`: it has no facts and points")
+        facts, points = dict(known["facts"]), known["points"]
+        figures = {
+            point["name"]: {one["name"]: float(one["value"]) for one in point["figures"]} for point in points
+        }
+    except (OSError, ValueError, TypeError, KeyError) as problem:
+        raise BaselineError(f"{path}: is no report of `anatomynode commission`: {problem!r}") from problem
+    return Baseline(facts, figures)
 
 
-def drifts(facts: Mapping[str, str], points: Sequence[Point], known: Mapping[str, Any]) -> Iterator[str]:
-    """What differs from the baseline `known`, in words."""
+def drifts(facts: Mapping[str, str], points: Sequence[Point], known: Baseline) -> Iterator[str]:
+    """What differs from the baseline, in words."""
     for name in THE_SAME:
-        if facts[name] != known["facts"].get(name):
-            yield f"{name} was {known['facts'].get(name)} and is {facts[name]}: commission anew"
-    before = {point["name"]: point for point in known["points"]}
+        if facts[name] != known.facts.get(name):
+            yield f"{name} was {known.facts.get(name)} and is {facts[name]}: commission anew"
+    for name in known.figures.keys() - {point.name for point in points}:
+        yield f"{name}: the baseline has this point, this run has not"
     for point in points:
-        if point.name not in before:
+        if point.name not in known.figures:
             yield f"{point.name}: the baseline has no such point"
-            continue
-        figures = {figure["name"]: figure["value"] for figure in before[point.name]["figures"]}
-        for figure in point.figures:
-            was = figures.get(figure.name)
-            if was is None or abs(figure.value - was) > figure.drift:
-                yield (
-                    f"{point.name}: {figure.name} was {was} and is {figure.value:.3f} {figure.unit} "
-                    f"(may move by {figure.drift:g})"
-                )
+        else:
+            yield from _moved(point, known.figures[point.name])
+
+
+def _moved(point: Point, before: Mapping[str, float]) -> Iterator[str]:
+    for figure in point.figures:
+        was = before.get(figure.name)
+        if was is None or not abs(figure.value - was) <= figure.drift:  # NaN has moved, too
+            yield (
+                f"{point.name}: {figure.name} was {was} and is {figure.value:.3f} {figure.unit} "
+                f"(may move by {figure.drift:g})"
+            )
 
 
 def as_json(done: Commissioning) -> dict[str, Any]:

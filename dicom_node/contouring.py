@@ -33,6 +33,7 @@ from dicom_node.preview import preview_of
 from dicom_node.rt_struct import IncompleteError, RtStruct, RtStructOptions
 from dicom_node.rt_struct_check import RtStructCheckError
 from inference.errors import DeviceUnavailableError, InferenceFailedError, OutsideModelError
+from inference.flags import LEFT_OUT, NOT_FOUND
 from inference.segmentation import Segmentation
 from inference.segmenter import Segmenter
 from models.card import PACKAGES, ModelDescription, ModelPackage, ModelPackageError, read_package
@@ -234,10 +235,10 @@ def in_words(report: Report) -> list[str]:
     model, seconds = report["model"], report["seconds"]
     lines = [f"{report['rt_struct']}  {model['name']} {model['version']} on {report['device']}"]
     for roi in report["rois"]:
-        found = (
-            f"{roi['volume_cm3']:8.1f} cm3  {roi['contours']:4d} contours" if roi["contours"] else "not found"
-        )
-        flags = [flag.replace("_", " ") for flag in roi["flags"] if flag != "not_found"]
+        found = f"{roi['volume_cm3']:8.1f} cm3  {roi['contours']:4d} contours"
+        if not roi["contours"]:
+            found = "left out" if LEFT_OUT in roi["flags"] else "not found"
+        flags = [flag.replace("_", " ") for flag in roi["flags"] if flag not in (NOT_FOUND, LEFT_OUT)]
         lines.append("  ".join((f"  {roi['name']:<16}", found, ", ".join(flags))).rstrip())
     lines += [f"note: {note}" for note in report["notes"]]
     lines.append("seconds: " + ", ".join(f"{stage} {value:.2f}" for stage, value in seconds.items()))

@@ -7,7 +7,7 @@ Never trained on, and nobody's anatomy: proportions are those of an average adul
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,7 +23,6 @@ AIR_HU = -1000.0
 _EDGE_MM = 1.2  # how far the scanner smears an edge
 _TOP_MM = 115.0  # the first 100 slices of 3 mm reach from above the ears to the lung apices
 _CENTRE_Y_MM = 32.0  # of the field of view
-_WATER_RADIUS_MM = 120.0
 
 
 @dataclass(frozen=True)
@@ -456,13 +455,19 @@ def _anatomy() -> Iterator[Layer]:
 def build(grid: Grid, seed: int = 0) -> Phantom:
     """Paint the phantom on a grid, with the noise of a scanner; the same seed gives the same voxels."""
     axes = grid.axes()
+    structures = {name: _mask(grid, axes, solid) for name, solid in STRUCTURES.items()}
+    return Phantom(grid, painted(grid, _anatomy(), seed), structures)
+
+
+def painted(grid: Grid, layers: Iterable[Layer], seed: int = 0) -> NDArray[np.int16]:
+    """HU (slices, rows, columns) of layers in air, as a scanner with its noise sees them."""
+    axes = grid.axes()
     hu = np.full((grid.slices, grid.matrix, grid.matrix), AIR_HU, np.float32)
-    for layer in _anatomy():
+    for layer in layers:
         _paint(hu, grid, axes, layer.solid, layer)
         if layer.both_sides:
             _paint(hu, grid, axes, layer.solid.mirrored(), layer)
-    structures = {name: _mask(grid, axes, solid) for name, solid in STRUCTURES.items()}
-    return Phantom(grid, _scanned(hu, grid, axes[2].ravel(), seed), structures)
+    return _scanned(hu, grid, axes[2].ravel(), seed)
 
 
 def _within(
@@ -536,23 +541,12 @@ def write_phantom(
     The same arguments give the same bytes, UIDs included; another seed is another series.
     """
     phantom = build(Grid(slices, matrix, spacing_mm), seed)
-    _write(phantom, folder, ("phantom", str(slices), str(matrix), repr(spacing_mm), str(seed)))
+    write(phantom, folder, ("phantom", str(slices), str(matrix), repr(spacing_mm), str(seed)))
     return phantom
 
 
-def write_water(folder: Path, slices: int, matrix: int, spacing_mm: tuple[float, float, float]) -> Phantom:
-    """Write a cylinder of water, 240 mm across, as a CT series into `folder`; returns what was written."""
-    grid = Grid(slices, matrix, spacing_mm)
-    x, y, z = grid.axes()
-    away = np.hypot(x, y - np.float32(_CENTRE_Y_MM)) - np.float32(_WATER_RADIUS_MM)
-    share = np.clip(0.5 - away / np.float32(_EDGE_MM), 0, 1)
-    hu = np.broadcast_to(1000 * (share - 1), (slices, matrix, matrix)).astype(np.float32)
-    phantom = Phantom(grid, _scanned(hu, grid, z.ravel(), 0), {})
-    _write(phantom, folder, ("water", str(slices), str(matrix), repr(spacing_mm)))
-    return phantom
-
-
-def _write(phantom: Phantom, folder: Path, series: tuple[str, ...]) -> None:
+def write(phantom: Phantom, folder: Path, series: tuple[str, ...]) -> None:
+    """Write a CT series into `folder`, one file a slice; its UIDs follow from the words `series`."""
     folder.mkdir(parents=True, exist_ok=True)
     for index in range(phantom.grid.slices):
         _slice(phantom, index, series).save_as(folder / f"CT.{index + 1:04d}.dcm", enforce_file_format=True)

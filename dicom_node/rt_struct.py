@@ -31,6 +31,7 @@ from dicom_node.refusals import Refusal
 from dicom_node.structure_template import UNCHANGED, Appearance, Template, appearance
 from dicom_node.uids import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME, derive_uid
 from inference.contours import Contour, ContourMode, trace
+from inference.flags import LEFT_OUT, NOT_FOUND
 from inference.postprocessing import volume_cm3
 from inference.segmentation import Segmentation, StructureMap
 from inference.volume import PlaneStack
@@ -167,7 +168,7 @@ def build(series: CtSeries, segmentation: Segmentation, options: RtStructOptions
     _rt_roi_observations(dataset, rois, options)
     _approval(dataset)
     _sop_common(dataset, uids, options, created_at)
-    reports = _reports(segmentation, rois)
+    reports = _reports(segmentation, rois, options)
     return RtStruct(_encoded(dataset, encoder), uids.sop_instance, uids.series, reports)
 
 
@@ -235,16 +236,18 @@ def _refuse_empty(segmentation: Segmentation, rois: Iterable[_Roi], options: RtS
         if number not in drawn and options.appearance(found.structure) is not None
     ]
     if missing:
-        raise IncompleteError(
-            f"{', '.join(missing)} was not found, and empty_structures is `refuse` for this destination"
-        )
+        names = ", ".join(missing)
+        raise IncompleteError(f"{names}: not found or left out, and empty_structures here is `refuse`")
 
 
-def _reports(segmentation: Segmentation, rois: Iterable[_Roi]) -> tuple[RoiReport, ...]:
+def _reports(
+    segmentation: Segmentation, rois: Iterable[_Roi], options: RtStructOptions
+) -> tuple[RoiReport, ...]:
     drawn = {roi.number: roi for roi in rois}
     reports = []
     for number, found in enumerate(segmentation.structures, start=1):
         roi = drawn.get(number)
+        is_wanted = options.appearance(found.structure) is not None
         reports.append(
             RoiReport(
                 number if roi else None,
@@ -252,10 +255,16 @@ def _reports(segmentation: Segmentation, rois: Iterable[_Roi]) -> tuple[RoiRepor
                 roi.volume_cm3 if roi else 0.0,
                 len(roi.contours) if roi else 0,
                 found.confidence,
-                found.flags,
+                # Whether it was found is no news to a clinic that does not want it.
+                found.flags if is_wanted else _of_unwanted(found.flags),
             )
         )
     return tuple(reports)
+
+
+def _of_unwanted(flags: tuple[str, ...]) -> tuple[str, ...]:
+    """Whether a structure was found is no news to a clinic that does not want it."""
+    return (*(flag for flag in flags if flag not in (NOT_FOUND, LEFT_OUT)), LEFT_OUT)
 
 
 def _scaffold() -> FileDataset:
@@ -348,7 +357,7 @@ def _structure_set_roi(roi: _Roi, series: CtSeries, options: RtStructOptions) ->
     item = _item()
     item.ROINumber = roi.number
     item.ReferencedFrameOfReferenceUID = series.headers[0].frame_of_reference_uid
-    item.ROIName = _text(roi.appearance.name, 64)
+    item.ROIName = roi.appearance.name
     item.ROIDescription = _remarks(roi.found)
     item.ROIVolume = format_number_as_ds(round(roi.volume_cm3, 4))
     item.ROIGenerationAlgorithm = "AUTOMATIC"
@@ -392,7 +401,8 @@ def _rt_roi_observations(dataset: Dataset, rois: tuple[_Roi, ...], options: RtSt
         item = _item()
         item.ObservationNumber = roi.number
         item.ReferencedROINumber = roi.number
-        item.ROIObservationLabel = _text(roi.appearance.name, 16)
+        if len(roi.appearance.name) <= LONGEST_LABEL:  # optional, and a name is never cut
+            item.ROIObservationLabel = _text(roi.appearance.name, LONGEST_LABEL)
         item.ROIObservationDescription = _remarks(roi.found)
         item.SegmentedPropertyCategoryCodeSequence = [_coded(_ANATOMICAL_STRUCTURE)]
         item.RTROIIdentificationCodeSequence = [_identification(roi.found.structure)]

@@ -53,6 +53,11 @@ _EYE = Code(value="79652003", meaning="Eyeball")
 _OPTIC_NERVE = Code(value="18234004", meaning="optic nerve")
 _LUNG = Code(value="39607008", meaning="Lung")
 
+# No part of these within a slice is smaller in 1,260 slices that people drew (docs/CONTOURS.md), and a voxel
+# of the model's grid is larger: what is, is noise.
+_ISLAND_MM2 = 10.0
+_SOLID = Postprocessing(min_island_mm2=_ISLAND_MM2)
+
 # Small or thin on the model's grid: a piece of few voxels is still one of it.
 _SMALL = Postprocessing(min_component_cm3=0.05)
 
@@ -61,7 +66,11 @@ _SMALL = Postprocessing(min_component_cm3=0.05)
 # about a third; those of the radiographers' organs leave room for what the slab cuts off.
 ANATOMY: Mapping[str, Anatomy] = {
     "Brainstem": Anatomy(
-        (0.5, 50.0), (-20.0, 90.0), (78, 160, 214), Code(value="119238007", meaning="Brain Stem")
+        (0.5, 50.0),
+        (-20.0, 90.0),
+        (78, 160, 214),
+        Code(value="119238007", meaning="Brain Stem"),
+        postprocessing=_SOLID,
     ),
     # An early or uncertain cord comes in pieces along the canal: they are all cord. Marrow in an upper arm,
     # 200 mm to the side, is not.
@@ -70,10 +79,12 @@ ANATOMY: Mapping[str, Anatomy] = {
         (-50.0, 200.0),
         (240, 200, 60),
         Code(value="2748008", meaning="Spinal cord"),
-        postprocessing=Postprocessing(components=3, min_component_cm3=0.5, reach_mm=30),
+        postprocessing=Postprocessing(
+            components=3, min_component_cm3=0.5, reach_mm=30, min_island_mm2=_ISLAND_MM2
+        ),
     ),
-    "Parotid_L": Anatomy((4.0, 90.0), (-110.0, 130.0), (86, 180, 110), _PAROTID, "L"),
-    "Parotid_R": Anatomy((4.0, 90.0), (-110.0, 130.0), (200, 110, 190), _PAROTID, "R"),
+    "Parotid_L": Anatomy((4.0, 90.0), (-110.0, 130.0), (86, 180, 110), _PAROTID, "L", _SOLID),
+    "Parotid_R": Anatomy((4.0, 90.0), (-110.0, 130.0), (200, 110, 190), _PAROTID, "R", _SOLID),
     # Dental metal cuts the mandible in two.
     "Bone_Mandible": Anatomy(
         (15.0, 130.0),
@@ -91,10 +102,10 @@ ANATOMY: Mapping[str, Anatomy] = {
         Code(value="32849002", meaning="Esophagus"),
         postprocessing=Postprocessing(components=2, min_component_cm3=0.5, reach_mm=30),
     ),
-    "Glnd_Submand_L": Anatomy((2.0, 25.0), (-60.0, 150.0), (60, 200, 190), _SUBMANDIBULAR, "L"),
-    "Glnd_Submand_R": Anatomy((2.0, 25.0), (-60.0, 150.0), (230, 150, 200), _SUBMANDIBULAR, "R"),
-    "Eye_L": Anatomy((0.5, 15.0), (-150.0, 100.0), (120, 200, 240), _EYE, "L"),
-    "Eye_R": Anatomy((0.5, 15.0), (-150.0, 100.0), (180, 220, 130), _EYE, "R"),
+    "Glnd_Submand_L": Anatomy((2.0, 25.0), (-60.0, 150.0), (60, 200, 190), _SUBMANDIBULAR, "L", _SOLID),
+    "Glnd_Submand_R": Anatomy((2.0, 25.0), (-60.0, 150.0), (230, 150, 200), _SUBMANDIBULAR, "R", _SOLID),
+    "Eye_L": Anatomy((0.5, 15.0), (-150.0, 100.0), (120, 200, 240), _EYE, "L", _SOLID),
+    "Eye_R": Anatomy((0.5, 15.0), (-150.0, 100.0), (180, 220, 130), _EYE, "R", _SOLID),
     "OpticNrv_L": Anatomy((0.2, 2.0), (-150.0, 100.0), (250, 220, 140), _OPTIC_NERVE, "L", _SMALL),
     "OpticNrv_R": Anatomy((0.2, 2.0), (-150.0, 100.0), (250, 170, 120), _OPTIC_NERVE, "R", _SMALL),
     "Brain": Anatomy((20.0, 2000.0), (0.0, 100.0), (170, 190, 210), Code(value="12738006", meaning="Brain")),

@@ -13,13 +13,25 @@ import yaml
 
 from dicom_node import commissioning, rt_struct_check
 from dicom_node.acquisitions import ACQUISITIONS
-from dicom_node.commissioning_report import Commissioning, Figure, Point, as_json, as_markdown, drifts
+from dicom_node.commissioning_report import (
+    THE_SAME,
+    Baseline,
+    BaselineError,
+    Commissioning,
+    Figure,
+    Point,
+    as_json,
+    as_markdown,
+    drifts,
+    read_baseline,
+)
 from inference.volume import PlaneStack
 from models.card import PACKAGES, read_package
 from tests.organs import options
 from tests.tools import run
 
 MODEL = read_package(PACKAGES / "anatomynet-hn").description
+FACTS = dict.fromkeys(THE_SAME, "x")
 OPTIONS = replace(options(), model=MODEL)
 
 
@@ -36,9 +48,15 @@ def write_config(folder: Path, approved: str) -> Path:
     return folder / "config.yaml"
 
 
+def baseline_of(folder: Path, *points: Point) -> Baseline:
+    made = Commissioning(datetime(2026, 1, 1, tzinfo=UTC), FACTS, points)
+    (folder / "baseline.json").write_text(json.dumps(as_json(made)))
+    return read_baseline(folder / "baseline.json")
+
+
 def command(config: Path, output: Path, *more: object) -> tuple[int, str]:
     words = [sys.executable, "-m", "dicom_node", "commission", "--config", config, "--output", output]
-    done = run([*words, *more])
+    done = run([*words, *more], timeout_s=300)
     return done.returncode, done.stdout
 
 
@@ -62,6 +80,7 @@ def test_a_sound_installation_passes_and_its_page_names_what_was_commissioned(
     assert "Signature:" in page
     assert all(f"| geometry, {one.name} | yes |" in page for one in ACQUISITIONS)
     assert "| a water phantom is refused | yes |" in page
+    assert "| a Catphan-like phantom is refused | yes |" in page
     report = json.loads(baseline[1].read_text())
     assert report["holds"]
     figures = {figure["name"] for point in report["points"] for figure in point["figures"]}
@@ -86,11 +105,29 @@ def test_the_same_installation_has_not_drifted_and_a_changed_one_says_what_has(
     assert f"{MODEL.structures[0].name}, volume was" in drifted[1]
 
 
-def test_a_baseline_that_is_none_is_refused_by_name(baseline: tuple[Path, Path], tmp_path: Path) -> None:
-    (tmp_path / "none.json").write_text("{}")
-    status, _ = command(baseline[0], tmp_path, "--compare", tmp_path / "none.json")
-    assert status == 1
-    assert not list(tmp_path.glob("commissioning-*"))
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "[]",
+        "{}",
+        '{"facts": {}, "points": 3}',
+        '{"facts": {}, "points": [{"name": "x"}]}',
+        '{"facts": {}, "points": [{"name": "x", "figures": [{"name": "y", "value": "far"}]}]}',
+    ],
+)
+def test_a_baseline_that_is_none_is_refused_by_name(content: str, tmp_path: Path) -> None:
+    (tmp_path / "none.json").write_text(content)
+    with pytest.raises(BaselineError, match=r"none\.json: is no report of `anatomynode commission`"):
+        read_baseline(tmp_path / "none.json")
+
+
+def test_a_wrong_configuration_is_not_a_failed_point(tmp_path: Path) -> None:
+    config = write_config(tmp_path, "0" * 64)
+    config.write_text(config.read_text() + "nonsense: 1\n")
+    status, told = command(config, tmp_path / "report")
+    assert (status, "nonsense" in told) == (78, True)
+    assert not (tmp_path / "report").exists()
 
 
 @pytest.mark.parametrize("acquisition", ACQUISITIONS, ids=lambda one: one.name)
@@ -112,15 +149,44 @@ def test_each_contour_mode_keeps_its_own_limits(mode: str) -> None:
         assert point.holds, (acquisition.name, point)
 
 
-def test_figures_may_move_by_their_drift_and_no_further() -> None:
+@pytest.mark.parametrize("mode", ["smooth", "voxel"])
+def test_a_reader_that_is_not_ours_finds_the_ball_where_it_is_and_not_where_it_is_not(
+    mode: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    given = replace(OPTIONS, contour_mode=mode)
+    point = commissioning._other_reader(given, tmp_path)
+    assert point.holds, point
+    straight = PlaneStack.plane_points_mm
+    monkeypatch.setattr(PlaneStack, "plane_points_mm", lambda *these: straight(*these) + 1.2)
+    monkeypatch.setattr(rt_struct_check, "check", lambda *these: None)  # which would find it first
+    (tmp_path / "beside").mkdir()
+    assert not commissioning._other_reader(given, tmp_path / "beside").holds
+
+
+@pytest.mark.parametrize(
+    ("value", "drifted"), [(10.19, False), (9.81, False), (9.7, True), (10.3, True), (float("nan"), True)]
+)
+def test_figures_may_move_by_their_drift_and_no_further(value: float, drifted: bool, tmp_path: Path) -> None:
     figure = Figure("volume", 10.0, "cm3", drift=0.2)
-    facts = dict.fromkeys(("program", "model sha256", "configuration sha256", "device"), "x")
-    made = Commissioning(datetime(2026, 1, 1, tzinfo=UTC), facts, (Point("phantom", "seen", (figure,)),))
-    known = json.loads(json.dumps(as_json(made)))
-    assert list(drifts(facts, [Point("phantom", "", (replace(figure, value=10.19),))], known)) == []
-    (moved,) = drifts(facts, [Point("phantom", "", (replace(figure, value=9.7),))], known)
-    assert "volume was 10.0 and is 9.700 cm3" in moved
-    assert "**NO**" in as_markdown(replace(made, points=(Point("phantom", "", problem="broken"),)))
+    known = baseline_of(tmp_path, Point("phantom", "seen", (figure,)))
+    told = list(drifts(FACTS, [Point("phantom", "", (replace(figure, value=value),))], known))
+    assert [line.split(" cm3")[0] for line in told] == (
+        [f"phantom: volume was 10.0 and is {value:.3f}"] if drifted else []
+    )
+
+
+def test_a_point_that_has_come_or_gone_is_drift(tmp_path: Path) -> None:
+    known = baseline_of(tmp_path, Point("one", ""), Point("two", ""))
+    assert list(drifts(FACTS, [Point("two", ""), Point("three", "")], known)) == [
+        "one: the baseline has this point, this run has not",
+        "three: the baseline has no such point",
+    ]
+
+
+def test_a_point_that_does_not_hold_is_seen_on_the_page() -> None:
+    made = Commissioning(datetime(2026, 1, 1, tzinfo=UTC), FACTS, (Point("phantom", "", problem="broken"),))
+    assert "| phantom | **NO** | broken |" in as_markdown(made)
+    assert "NOT all points hold" in as_markdown(made)
 
 
 def test_a_model_that_nobody_approved_does_not_pass(tmp_path: Path) -> None:

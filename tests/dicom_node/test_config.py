@@ -19,6 +19,7 @@ from tests.tools import ROOT
 
 SMALLEST = {"peers": [], "destinations": []}
 SHIPPED = ROOT / "config.yaml"
+A_PEER = {"name": "a", "host": "h", "port": 1, "ae_title": "A"}
 STATED_DEFAULT = re.compile(r"default: (\[[^\]]*\]|[^,;]+)")
 
 
@@ -72,6 +73,10 @@ def test_every_problem_is_named_at_once_with_its_path(tmp_path: Path) -> None:
         ({"model": {"approved_sha256": "abc"}}, "model.approved_sha256"),
         ({"inference": {"device": "tpu"}}, "inference.device"),
         ({"rt_struct": {"structure_set_label": "x" * 17}}, "rt_struct.structure_set_label"),
+        ({"rt_struct": {"structure_set_label": "{patient}"}}, "rt_struct.structure_set_label"),
+        ({"rt_struct": {"structure_set_label": "AN {date} revised"}}, "rt_struct.structure_set_label"),
+        ({"rt_struct": {"structure_set_label": "{date"}}, "rt_struct.structure_set_label"),
+        ({"rt_struct": {"structure_set_label": "Köpfe"}}, "rt_struct.structure_set_label"),
         ({"rt_struct": {"simplify_mm": 0.2}}, "rt_struct.simplify_mm"),
         ({"retry": {"max_delay_s": 901}}, "retry.max_delay_s"),
         ({"http": {"port": 0}}, "http.port"),
@@ -82,6 +87,24 @@ def test_every_problem_is_named_at_once_with_its_path(tmp_path: Path) -> None:
             "destinations[0].name",
         ),
         ({"destinations": [{"name": "a"}]}, "destinations[0].host"),
+        *(
+            ({"destinations": [{**A_PEER, "rt_struct": {key: value}}]}, f"destinations[0].rt_struct.{key}")
+            for key, value in (
+                ("profile", "pinnacle"),
+                ("name_length", 65),
+                ("name_length", 7),
+                ("name_case", "title"),
+                ("name_prefix", "AN_DRAFT_"),
+                ("name_prefix", "Ä"),
+                ("holes", "none"),
+                ("points_per_contour", 19),
+                ("empty_structures", "guess"),
+                ("roi_type", "PTV"),
+                ("transfer_syntax", "big endian"),
+                ("structure_set_label", "x" * 17),
+                ("nme_length", 16),
+            )
+        ),
         ({"series": {"query_source": "pacs"}}, "the whole file"),
     ],
 )

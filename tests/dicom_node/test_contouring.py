@@ -27,6 +27,7 @@ from dicom_node.errors import (
     TransientError,
 )
 from dicom_node.rt_struct_check import RtStructCheckError
+from dicom_node.structure_template import Entry, Template
 from inference.errors import DeviceUnavailableError, InferenceFailedError, OutsideModelError
 from inference.segmentation import Segmentation, StructureMap
 from inference.volume import Volume
@@ -136,6 +137,9 @@ def test_a_folder_is_contoured_as_a_destination_of_the_configuration_wants_it(
     contouring.contour_folder(folder, tmp_path / "rs.dcm", settings, destination="tps")
     names = [str(roi.ROIName) for roi in pydicom.dcmread(tmp_path / "rs.dcm").StructureSetROISequence]
     assert names == [one.name.upper() for one in MODEL.structures[:4]]
+    template = Template(structures={"SpinalCord": Entry(leave_out=True)})
+    done = contouring.contour(series(PHANTOM), StandIn(), replace(options(), template=template))  # type: ignore[arg-type]
+    assert "left out" in "\n".join(contouring.in_words(done.report))
     with pytest.raises(ConfigurationError, match="there is no 'other'; known: tps"):
         contouring.contour_folder(folder, tmp_path / "rs.dcm", settings, destination="other")
 

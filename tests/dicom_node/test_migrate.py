@@ -4,13 +4,14 @@ import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, select, text
 
 from dicom_node import migrate
-from dicom_node.database import open_engine
-from dicom_node.schema import Base
+from dicom_node.database import open_engine, reading
+from dicom_node.schema import Base, Delivery
 
 
 def _sql(connection: Connection) -> dict[str, str | None]:
@@ -53,3 +54,37 @@ def test_upgrading_again_changes_nothing_and_many_may_do_it_at_once(tmp_path: Pa
             "transitions_are_history",
         }
         assert connection.execute(text("SELECT version_num FROM alembic_version")).scalars().all() == ["0003"]
+
+
+def test_deliveries_of_the_first_version_keep_the_one_file_that_their_job_had(tmp_path: Path) -> None:
+    path = tmp_path / "node.sqlite"
+    engine = open_engine(path)
+    with engine.begin() as connection:
+        command.upgrade(migrate._alembic(connection), "0001")
+        connection.execute(
+            text(
+                "INSERT INTO series (id, series_instance_uid, study_instance_uid, patient_key, "
+                "accession_key, state, revision, first_instance_at, last_instance_at) "
+                "VALUES (1, '1.2', '1', 'p', 'a', 'COMPLETE', 1, 0, 0)"
+            )
+        )
+        connection.execute(
+            text(
+                "INSERT INTO jobs (id, series_id, revision, model_name, model_sha256, template, state, "
+                "created_at, attempts, rt_struct_file, rt_struct_sha256, sop_instance_uid) "
+                "VALUES (1, 1, 1, 'm', 'aa', 'default', 'READY', 0, 1, 'r.dcm', 'cc', '2.25.1')"
+            )
+        )
+        connection.execute(
+            text(
+                "INSERT INTO deliveries (id, job_id, destination, state, attempts, created_at, "
+                "next_attempt_at) "
+                "VALUES (1, 1, 'pacs', 'PENDING', 0, 0, 0)"
+            )
+        )
+    migrate.upgrade(path)
+    with reading(engine) as session:
+        (delivery,) = session.scalars(select(Delivery))
+    assert (delivery.rt_struct_file, delivery.rt_struct_sha256) == ("r.dcm", "cc")
+    assert delivery.sop_instance_uid == "2.25.1"
+    engine.dispose()

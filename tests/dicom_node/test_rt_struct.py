@@ -353,7 +353,7 @@ def test_by_profile_a_structure_that_was_not_found_is_there_without_contours_or_
     dataset = read(made.data)
     assert [roi.ROIName for roi in dataset.StructureSetROISequence] == ["Brainstem", "SpinalCord"]
     assert ["ContourSequence" in roi for roi in dataset.ROIContourSequence] == [True, False]
-    with pytest.raises(rt_struct.IncompleteError, match="SpinalCord was not found"):
+    with pytest.raises(rt_struct.IncompleteError, match="SpinalCord: not found or left out"):
         rt_struct.build(series, some, replace(options, profile=Profile(empty_structures="refuse")))
 
 
@@ -365,13 +365,29 @@ def test_a_template_gives_names_and_colours_and_leaves_structures_out():
             "SpinalCord": Entry(leave_out=True),
         }
     )
-    made, segmentation, options = built(series, template=template)
+    stem, _, *others = organs.segmentation(series.volume.planes).structures
+    no_cord = organs.structure_map(np.zeros((0, 0, 0)), name="SpinalCord", channel=2, flags=("not_found",))
+    segmentation = Segmentation((stem, no_cord, *others), "cpu", {})
+    options = replace(organs.options(), template=template)
+    made = rt_struct.build(series, segmentation, options)
     rt_struct_check.check(made.data, series, segmentation, options)
     dataset = read(made.data)
     assert [roi.ROIName for roi in dataset.StructureSetROISequence] == ["Hirnstamm", *organs.NAMES[2:]]
     assert list(dataset.ROIContourSequence[0].ROIDisplayColor) == [9, 8, 7]
     assert [roi.number for roi in made.rois] == [1, None, 3, 4, 5]
     assert [roi.name for roi in made.rois] == list(organs.NAMES)
+    assert [roi.flags for roi in made.rois] == [(), ("left_out",), (), (), ()]
+
+
+def test_a_name_is_never_cut():
+    long = "Brainstem, a draft to be looked at"
+    template = Template(structures={"Brainstem": Entry(name=long)})
+    made, segmentation, options = built(phantoms.series(), template=template, profile=Profile(name_length=64))
+    rt_struct_check.check(made.data, phantoms.series(), segmentation, options)
+    dataset = read(made.data)
+    assert dataset.StructureSetROISequence[0].ROIName == long
+    labels = ["ROIObservationLabel" in one for one in dataset.RTROIObservationsSequence]
+    assert labels == [False, True, True, True, True]
 
 
 def test_a_label_names_the_model_and_the_day():

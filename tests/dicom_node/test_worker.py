@@ -622,6 +622,8 @@ def test_two_destinations_that_want_different_objects_get_an_edition_each_and_th
         "BRAINSTEM",
     ]
     before = {path.name for path in node.config.storage.results.iterdir()}
+    node.worker().recover()
+    assert {path.name for path in node.config.storage.results.iterdir()} == before
     with transaction(node.engine) as session:
         jobs.delivery_refused(session, session.get_one(Delivery, other.id), 0xA900, "no", node.now)
         for path in node.config.storage.results.iterdir():
@@ -678,7 +680,7 @@ def test_a_destination_that_takes_only_complete_sets_gets_nothing_and_the_others
     ]
     job, (refused, _) = node.job(), node.deliveries()
     assert (job.state, job.reason) == (JobState.FAILED, "refused by strict")
-    assert "SpinalCord was not found" in str(refused.reason)
+    assert "SpinalCord: not found or left out" in str(refused.reason)
     assert refused.rt_struct_file is None
     with transaction(node.engine) as session:
         jobs.retry(session, session.get_one(Job, job.id), node.now)
