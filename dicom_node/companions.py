@@ -17,8 +17,10 @@ from dicom_node.config import Config
 from dicom_node.schema import Companion, Job
 from dicom_node.states import CompanionKind, DeliveryState, JobState
 
-WITHOUT_CONTOURS = frozenset({JobState.REJECTED, JobState.FAILED})
+_WITHOUT_CONTOURS = frozenset({JobState.REJECTED, JobState.FAILED})
 """Ends of a job after which somebody waits for contours in vain."""
+_HELD_FOR_REVIEW = "held_for_review"
+"""A model that is not approved holds its jobs too, but sends nothing, not even a notice."""
 
 _UNSUCCESSFUL = frozenset({DeliveryState.REFUSED, DeliveryState.CANCELLED})
 
@@ -26,15 +28,15 @@ _UNSUCCESSFUL = frozenset({DeliveryState.REFUSED, DeliveryState.CANCELLED})
 def follow(session: Session, job: Job, config: Config, at: float) -> None:
     """Ask for what the job's present state calls for, for each destination that wants companions.
 
-    That is pictures where there is an RT-STRUCT, a notice where a job ended without one, and nothing else.
+    That is pictures where there is an RT-STRUCT, a notice where a job ended without one or waits for a
+    person's review, and nothing else.
     What was asked for before is drawn anew: where nothing has changed, it is the same object again.
     """
-    if job.state is JobState.READY or job.state is JobState.SENT:
-        kind, in_words = CompanionKind.PICTURES, "the contours are to be shown"
-    elif job.state in WITHOUT_CONTOURS and job.rt_struct_file is None:
-        kind, in_words = CompanionKind.NOTICE, "it is to be told why there are no contours"
-    else:
+    kind = _called_for(job)
+    if kind is None:
         return
+    shows = kind is CompanionKind.PICTURES
+    in_words = "the contours are to be shown" if shows else "it is to be told why there are no contours"
     known = {one.destination: one for one in of_job(session, job) if one.kind is kind}
     for destination in config.destinations:
         if not destination.preview:
@@ -48,6 +50,14 @@ def follow(session: Session, job: Job, config: Config, at: float) -> None:
         else:
             _again(session, companion, in_words, at)
             companion.files = None
+
+
+def _called_for(job: Job) -> CompanionKind | None:
+    if job.state in {JobState.READY, JobState.SENT}:
+        return CompanionKind.PICTURES
+    ended_without = job.state in _WITHOUT_CONTOURS and job.rt_struct_file is None
+    is_held = job.state is JobState.HELD and job.reason_code == _HELD_FOR_REVIEW
+    return CompanionKind.NOTICE if ended_without or is_held else None
 
 
 def of_job(session: Session, job: Job) -> list[Companion]:
@@ -124,9 +134,17 @@ def retry(session: Session, job: Job, at: float) -> None:
             _again(session, companion, "a person asked to send it again", at)
         return
     jobs.retry(session, job, at)
-    for companion in of_job(session, job):
-        if companion.kind is CompanionKind.NOTICE and companion.state is DeliveryState.PENDING:
-            jobs.move(session, companion, DeliveryState.CANCELLED, at, "the job is done again")
+    _take_back_notices(session, job, at)
+
+
+def release(session: Session, job: Job, at: float) -> None:
+    """A held job goes on, as `jobs.release` does it; a notice that has not gone out yet is none any more.
+
+    Raises:
+        IllegalTransitionError: the job is not held.
+    """
+    jobs.release(session, job, at)
+    _take_back_notices(session, job, at)
 
 
 def cancel(session: Session, job: Job, at: float) -> None:
@@ -143,6 +161,12 @@ def cancel(session: Session, job: Job, at: float) -> None:
     except jobs.IllegalTransitionError:
         if not pending:
             raise
+
+
+def _take_back_notices(session: Session, job: Job, at: float) -> None:
+    for companion in of_job(session, job):
+        if companion.kind is CompanionKind.NOTICE and companion.state is DeliveryState.PENDING:
+            jobs.move(session, companion, DeliveryState.CANCELLED, at, "the job goes on")
 
 
 def _again(session: Session, companion: Companion, in_words: str, at: float) -> None:

@@ -43,7 +43,7 @@ def notice_of(
 
     Args:
         job: its number.
-        state: REJECTED or FAILED.
+        state: REJECTED, FAILED or HELD.
         reason: as the job has it.
         series_number: of the CT, for there may be several in the study; may be empty.
         slices: how many came.
@@ -53,6 +53,9 @@ def notice_of(
     if state is JobState.FAILED:
         message = "This CT could not be contoured."
         further = "The fault is not the CT's: whoever runs the node is told, and contours may still come."
+    elif state is JobState.HELD:
+        message = "The contours of this CT wait for a person."
+        further = "They come once somebody at the node has released them; until then contour by hand."
     else:
         message = "This CT was not contoured."
         further = (

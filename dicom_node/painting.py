@@ -184,11 +184,13 @@ def _series(rt_struct: Dataset, order: Order) -> CtSeries:
 
 def _pictures_description(shown: Preview) -> str:
     """What the list of series shows, within 64 characters."""
-    missing = sum(not line.is_drawn for line in shown.lines)
-    odd = sum(line.is_drawn and bool(line.remarks) for line in shown.lines)
-    told = [f"{missing} not found"] if missing else []
-    told += [f"{odd} to check"] if odd else []
-    return ": ".join(("AnatomyNode pictures (unapproved)", *([", ".join(told)] if told else [])))
+    counts = {
+        "not found": sum(line.is_missing for line in shown.lines),
+        "left out": sum(not line.is_drawn and not line.is_missing for line in shown.lines),
+        "to check": sum(line.is_drawn and bool(line.remarks) for line in shown.lines),
+    }
+    told = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
+    return ": ".join(filter(None, ("AnatomyNode pictures", told)))
 
 
 def _notice(order: Order) -> tuple[Capture, ...]:

@@ -153,7 +153,7 @@ def release(engine: Engine, job: int, clock: Clock = time.time) -> str:
         NoSuchJobError: there is none of this number.
         IllegalTransitionError: it is not held.
     """
-    return _ask(engine, job, jobs.release, clock)
+    return _ask(engine, job, companions.release, clock)
 
 
 def cancel(engine: Engine, job: int, clock: Clock = time.time) -> str:

@@ -405,6 +405,7 @@ class Worker:
                 return
             if jobs.hold_for_review(session, job, result, now):
                 self._discard(session, result)
+                companions.follow(session, job, self._config, now)
                 log.warning("held for review", job=job.id)
                 return
             jobs.finish(session, job, result, destinations, now)

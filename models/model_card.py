@@ -18,7 +18,11 @@ from models.evaluation.goals import GOALS, Goal
 from models.training.config import TrainingConfig
 
 EVALUATION = "evaluation"
-"""The folder beside `model.onnx` that `anatomynode models evaluate` wrote."""
+"""The folder beside `model.onnx` with what `anatomynode models evaluate` wrote."""
+CLINICAL, RADIOGRAPHERS = "summary.csv", "radiographers.csv"
+"""In it: the summary by the clinics' contours, and by those of `--reference radiographer`."""
+
+_BY_RADIOGRAPHERS = "\N{DAGGER}"
 
 _PAPERS_NINE = {
     "Brainstem": "Brainstem",
@@ -43,21 +47,26 @@ class _Figures:
     low: float
     surface_dice: float
     hd95_mm: float
+    mark: str = ""
 
 
 def write_card(package: Path, training: TrainingConfig) -> Path:
     """Write `MODEL_CARD.md` into a package's folder, from what lies in it.
 
     Args:
-        package: with `model.onnx`, `model.yaml` and, where it was evaluated, `evaluation/summary.csv`.
+        package: with `model.onnx`, `model.yaml` and, where it was evaluated, `evaluation/summary.csv`; for
+            what only radiographers drew also `evaluation/radiographers.csv`.
         training: the configuration that the weights come from.
 
     Raises:
         ModelPackageError: the package is damaged.
     """
     described = read_package(package).description
-    summary = package / EVALUATION / "summary.csv"
-    figures = _read_figures(summary) if summary.exists() else {}
+    # The clinics' figures, where there are both.
+    figures = {
+        **_read_figures(package / EVALUATION / RADIOGRAPHERS, _BY_RADIOGRAPHERS),
+        **_read_figures(package / EVALUATION / CLINICAL, ""),
+    }
     path = package / "MODEL_CARD.md"
     path.write_text(card(described, training, figures), encoding="utf-8")
     return path
@@ -77,7 +86,9 @@ def card(described: ModelDescription, training: TrainingConfig, figures: Mapping
     return "\n\n".join("\n".join(part) for part in parts) + "\n"
 
 
-def _read_figures(summary: Path) -> dict[str, _Figures]:
+def _read_figures(summary: Path, mark: str) -> dict[str, _Figures]:
+    if not summary.exists():
+        return {}
     with summary.open(newline="", encoding="utf-8") as file:
         return {
             row["structure"]: _Figures(
@@ -87,6 +98,7 @@ def _read_figures(summary: Path) -> dict[str, _Figures]:
                 float(row["dice_low"]),
                 float(row["surface_dice_mean"]),
                 float(row["hd95_mm_median"]),
+                mark,
             )
             for row in csv.DictReader(file)
             if row["set"] == "inside"
@@ -145,6 +157,8 @@ def _figures(described: ModelDescription, figures: Mapping[str, _Figures]) -> li
         "|---|---|---|---|---|---|---|---|---|---|",
         *rows,
         "",
+        *_wrapped(f"{_BY_RADIOGRAPHERS} Against radiographers' contours, which the clinics did not draw."),
+        "",
         f"![Dice and surface Dice of each structure, a dot a patient]({EVALUATION}/boxes.png)",
     ]
 
@@ -157,7 +171,7 @@ def _row(structure: Structure, figures: _Figures | None) -> str:
         cells += ["0", *5 * ["not judged"]]
     else:
         cells += [
-            str(figures.patients),
+            f"{figures.patients}{figures.mark}",
             str(figures.missed),
             f"{figures.dice:.3f}",
             f"{figures.low:.3f}",

@@ -146,6 +146,7 @@ def test_the_study_gets_pictures_that_show_the_contours_where_they_are(
     assert {one.StudyInstanceUID for one in (first, *others)} == {rt_struct.study_instance_uid}
     assert first.SeriesInstanceUID == others[0].SeriesInstanceUID != rt_struct.series_instance_uid
     assert (first.Modality, first.BurnedInAnnotation, first.ConversionType) == ("OT", "NO", "WSD")
+    assert first.SeriesDescription == "AnatomyNode pictures"
     assert rt_struct.sop_instance_uid in first.DerivationDescription
     shown = preview_of(phantoms.series(PHANTOM), rt_struct.file.read_bytes(), dict(node.job().report or {}))
     box = shown.rois[0]
@@ -274,6 +275,29 @@ def test_a_series_that_we_could_not_contour_says_so_without_the_defects_words(
     (notice,) = captures(archive)
     assert "could not be contoured" in notice.ImageComments
     assert "a defect" not in notice.ImageComments
+
+
+def test_contours_that_are_held_for_review_say_so_and_come_when_they_are_released(
+    make_node: Callable[..., Node], archive: StandInPacs
+) -> None:
+    node = make_node(archive.port)
+    review = node.config.review.model_copy(update={"hold": ("tilted",)})
+    node.config = node.config.model_copy(update={"review": review})
+    tilted = PHANTOM.but(
+        orientation=(1.0, 0.0, 0.0, 0.0, 0.9659258262890683, -0.25881904510252074),
+        step_direction=(0.0, 0.0, 1.0),
+    )
+    node.contour((tilted, None))
+    node.send()
+    (notice,) = captures(archive)
+    assert "wait for a person" in notice.ImageComments
+    assert "the gantry was tilted by 15.0 degrees" in notice.ImageComments
+    story.release(node.engine, 1, node.clock)
+    node.work()
+    node.send()
+    assert node.job().state is JobState.SENT
+    assert [one.state for one in node.companions()] == [DeliveryState.STORED] * 2
+    assert len(captures(archive)) == 3
 
 
 def test_an_rt_struct_that_was_refused_gives_no_notice(make_node: Callable[..., Node]) -> None:

@@ -86,6 +86,7 @@ def contour(engine: Engine, number: int) -> int:
             state=DeliveryState.PENDING,
             created_at=NOW + 5.5,
             next_attempt_at=NOW + 5.5,
+            rt_struct_file="result.dcm",
         )
         jobs.begin(session, delivery, NOW + 5.5, "to go")
         return delivery.id

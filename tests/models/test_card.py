@@ -44,7 +44,7 @@ def test_a_missing_file_is_named(folder: Path, name: str) -> None:
     [
         ("summary:", "sumary:", "sumary"),
         ("threshold: 0.5", "threshold: 1.5", "threshold"),
-        ("- 3.0", "- -3.0", "spacing_mm"),
+        ("- 2.5", "- -2.5", "spacing_mm"),
         ("laterality: L", "laterality: left", "laterality"),
         ("name: Brainstem", "name: Brainstem_and_more", "at most 16"),
         ("version:", ": [", "model.yaml"),
@@ -70,6 +70,15 @@ def test_the_package_names_its_data_and_codes_as_the_standard_does() -> None:
         "Parotid_L": codes.SCT.ParotidGland,
         "Parotid_R": codes.SCT.ParotidGland,
         "Bone_Mandible": codes.SCT.Mandible,
+        "Larynx": codes.SCT.Larynx,
+        "Esophagus": codes.SCT.Esophagus,
+        "Glnd_Submand_L": codes.SCT.SubmandibularGland,
+        "Glnd_Submand_R": codes.SCT.SubmandibularGland,
+        "Eye_L": codes.SCT.Eyeball,
+        "Eye_R": codes.SCT.Eyeball,
+        "Brain": codes.SCT.Brain,
+        "Lung_L": codes.SCT.Lung,
+        "Lung_R": codes.SCT.Lung,
     }
     found = {s.name: (s.code.value, s.code.scheme, s.code.meaning) for s in description.structures}
     assert found == {name: (code.value, "SCT", code.meaning) for name, code in standard.items()}
