@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from pydicom import dcmread
 from pydicom.dataset import Dataset
 
-from dicom_node import __version__, contouring, other_reader, rt_struct, rt_struct_check
+from dicom_node import __version__, contouring, migrate, other_reader, rt_struct, rt_struct_check
 from dicom_node.acquisitions import ACQUISITIONS, BALL, OBLIQUE, Acquisition
 from dicom_node.commissioning_report import (
     Commissioning,
@@ -37,12 +37,14 @@ from dicom_node.config import Config, read_config
 from dicom_node.contouring import Report
 from dicom_node.ct_series import CtSeries, assemble
 from dicom_node.ct_slice import read_slice
+from dicom_node.database import open_engine, transaction
 from dicom_node.editions import Editions
 from dicom_node.errors import AnatomyNodeError, SeriesRejectedError
 from dicom_node.other_anatomies import write_other_anatomy
 from dicom_node.phantom import write_phantom
 from dicom_node.refusals import Refusal
 from dicom_node.rt_struct import RtStruct, RtStructOptions
+from dicom_node.schema import Constancy
 from inference.segmentation import Segmentation, StructureMap
 from models.card import ModelPackage, Structure
 
@@ -85,7 +87,7 @@ def commission(
     """Go through all points; write `commissioning-DATE.md` and `.json` into `output`.
 
     Args:
-        baseline: the JSON of an earlier run, to compare with.
+        baseline: the JSON of an earlier run, to compare with; the outcome also goes into the node's database.
 
     Raises:
         ConfigurationError: the configuration, the model package or the device cannot be used.
@@ -106,7 +108,22 @@ def commission(
     stem = output / f"commissioning-{now:%Y%m%dT%H%M%SZ}"
     stem.with_suffix(".json").write_text(json.dumps(as_json(done), indent=2) + "\n", encoding="utf-8")
     stem.with_suffix(".md").write_text(as_markdown(done), encoding="utf-8")
+    if known is not None:
+        _record(config, done)
     return done
+
+
+def _record(config: Config, done: Commissioning) -> None:
+    """Leave what the comparison came to where the listener's metrics find it."""
+    migrate.upgrade(config.storage.database)
+    engine = open_engine(config.storage.database)
+    failed = sum(not point.holds for point in done.points)
+    row = Constancy(id=1, made_at=done.made_at.timestamp(), failed_points=failed, drifts=len(done.drifts))
+    try:
+        with transaction(engine) as session:
+            session.merge(row)
+    finally:
+        engine.dispose()
 
 
 def _points(config: Config, package: ModelPackage, options: RtStructOptions) -> Iterator[Point]:

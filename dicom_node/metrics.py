@@ -31,7 +31,7 @@ from dicom_node.config import Config
 from dicom_node.database import reading
 from dicom_node.delivery_figures import read_figures
 from dicom_node.reception_figures import ReceptionFigures
-from dicom_node.schema import Companion, Delivery, Discarded, Job, Series, Transition, WorkerStatus
+from dicom_node.schema import Companion, Constancy, Delivery, Discarded, Job, Series, Transition, WorkerStatus
 from dicom_node.states import CompanionKind, DeliveryState, JobState, SeriesState
 from dicom_node.turnaround import Histogram, TurnaroundHistory
 
@@ -74,6 +74,7 @@ class NodeCollector(Collector):
             yield from _deliveries(session, self.config, self.clock())
             yield from _companions(session, self.config)
             yield from _worker(session, self.clock())
+            yield from _constancy(session)
             yield from _discarded(session, self.config)
         yield from _durations(self._history)
         yield from _reception(self.reception)
@@ -215,6 +216,16 @@ def _worker(session: Session, now: float) -> Iterator[Metric]:
     for name, meaning in WORKER_NUMBERS.items():
         if isinstance(figures.get(name), int | float):
             yield _gauge(f"worker_{name}", meaning, figures[name])
+
+
+def _constancy(session: Session) -> Iterator[Metric]:
+    """Nothing before the first check."""
+    last = session.get(Constancy, 1)
+    if last is None:
+        return
+    yield _gauge("constancy_last_run_timestamp_seconds", "When constancy was last checked.", last.made_at)
+    yield _gauge("constancy_failed_points", "Points that did not hold then.", last.failed_points)
+    yield _gauge("constancy_drifts", "What had drifted from the baseline then.", last.drifts)
 
 
 def _word(value: object) -> str:

@@ -234,3 +234,16 @@ class WorkerStatus(Base):
     heartbeat_at: Mapped[float]
     figures: Mapped[dict[str, Any]]
     """`device`, `model`, `peak_memory_bytes`, ... as `worker.py` writes and `metrics.py` reads them."""
+
+
+class Constancy(Base):
+    """What the last comparison with the commissioning's baseline came to, for `/metrics`."""
+
+    __tablename__ = "constancy"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    """Always 1."""
+    made_at: Mapped[float]
+    failed_points: Mapped[int]
+    drifts: Mapped[int]
+    """How many facts and figures differ by more than they may."""

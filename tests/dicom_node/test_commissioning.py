@@ -25,6 +25,8 @@ from dicom_node.commissioning_report import (
     drifts,
     read_baseline,
 )
+from dicom_node.database import open_engine, reading
+from dicom_node.schema import Constancy
 from inference.volume import PlaneStack
 from models.card import PACKAGES, read_package
 from tests.organs import options
@@ -103,6 +105,9 @@ def test_the_same_installation_has_not_drifted_and_a_changed_one_says_what_has(
     assert len(drifted) == 2
     assert f"model sha256 was {'0' * 64} and is {MODEL.sha256}" in drifted[0]
     assert f"{MODEL.structures[0].name}, volume was" in drifted[1]
+    with reading(open_engine(baseline[0].parent / "storage" / "anatomynode.sqlite")) as session:
+        recorded = session.get_one(Constancy, 1)
+        assert (recorded.failed_points, recorded.drifts) == (0, 2)
 
 
 @pytest.mark.parametrize(

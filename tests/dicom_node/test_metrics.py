@@ -17,7 +17,7 @@ from dicom_node import http_status, jobs, metrics, migrate
 from dicom_node.config import Config, Destination, Http, Listener, Storage
 from dicom_node.database import open_engine, transaction
 from dicom_node.reception_figures import ReceptionFigures
-from dicom_node.schema import Delivery, Discarded, Job, Series, WorkerStatus
+from dicom_node.schema import Constancy, Delivery, Discarded, Job, Series, WorkerStatus
 from dicom_node.states import DeliveryState, JobState, SeriesState
 from tests.tools import free_port, needs
 
@@ -111,6 +111,7 @@ def busy_node(engine: Engine, config: Config) -> metrics.NodeCollector:
         session.add(Discarded(sop_class_uid="1.2.840.10008.5.1.4.1.1.481.3", instances=4, size_bytes=9))
         model = {"name": "anatomynet-hn", "version": "1\n" + SECRET, "sha256": "ab", "approved": True}
         told = {"device": "cpu", "model": model, "peak_memory_bytes": 1e9, "running_job": 2, SECRET: 1}
+        session.add(Constancy(id=1, made_at=NOW, failed_points=2, drifts=3))
         session.add(WorkerStatus(id=1, pid=1, heartbeat_at=NOW + 7, figures=told))
     reception = ReceptionFigures()
     reception.instance_stored(500)
@@ -138,6 +139,9 @@ def test_the_figures_say_what_the_database_holds(engine: Engine, config: Config)
         'anatomynode_worker_info{device="cpu",model="anatomynet-hn",sha256="ab",version="other"}': 1,
         "anatomynode_worker_model_approved": 1,
         "anatomynode_worker_busy": 1,
+        "anatomynode_constancy_last_run_timestamp_seconds": NOW,
+        "anatomynode_constancy_failed_points": 2,
+        "anatomynode_constancy_drifts": 3,
         'anatomynode_instances_discarded_total{sop_class_uid="1.2.840.10008.5.1.4.1.1.481.3"}': 4,
         "anatomynode_instances_received_total": 1,
         'anatomynode_instances_refused_total{status="0xA700"}': 1,
