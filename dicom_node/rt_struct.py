@@ -329,7 +329,10 @@ def _structure_set(
         predecessor.ReferencedSOPClassUID = RTStructureSetStorage
         predecessor.ReferencedSOPInstanceUID = options.predecessor_sop_instance_uid
         dataset.PredecessorStructureSetSequence = [predecessor]
-    dataset.StructureSetROISequence.extend(_structure_set_roi(roi, series, options) for roi in rois)
+    algorithm = _algorithm(options)
+    dataset.StructureSetROISequence.extend(
+        _structure_set_roi(roi, series, options, algorithm) for roi in rois
+    )
 
 
 def _referenced_frame_of_reference(series: CtSeries) -> Dataset:
@@ -353,7 +356,7 @@ def _referenced_series(dataset: Dataset) -> Dataset:
     return series
 
 
-def _structure_set_roi(roi: _Roi, series: CtSeries, options: RtStructOptions) -> Dataset:
+def _structure_set_roi(roi: _Roi, series: CtSeries, options: RtStructOptions, algorithm: Dataset) -> Dataset:
     item = _item()
     item.ROINumber = roi.number
     item.ReferencedFrameOfReferenceUID = series.headers[0].frame_of_reference_uid
@@ -362,7 +365,7 @@ def _structure_set_roi(roi: _Roi, series: CtSeries, options: RtStructOptions) ->
     item.ROIVolume = format_number_as_ds(round(roi.volume_cm3, 4))
     item.ROIGenerationAlgorithm = "AUTOMATIC"
     item.ROIGenerationDescription = provenance(options.model)
-    item.ROIDerivationAlgorithmIdentificationSequence = [_algorithm(options)]
+    item.ROIDerivationAlgorithmIdentificationSequence = [algorithm]
     return item
 
 
@@ -397,6 +400,7 @@ def _roi_contour(
 
 def _rt_roi_observations(dataset: Dataset, rois: tuple[_Roi, ...], options: RtStructOptions) -> None:
     """PS3.3 C.8.8.8."""
+    category = _coded(_ANATOMICAL_STRUCTURE)
     for roi in rois:
         item = _item()
         item.ObservationNumber = roi.number
@@ -404,7 +408,7 @@ def _rt_roi_observations(dataset: Dataset, rois: tuple[_Roi, ...], options: RtSt
         if len(roi.appearance.name) <= LONGEST_LABEL:  # optional, and a name is never cut
             item.ROIObservationLabel = _text(roi.appearance.name, LONGEST_LABEL)
         item.ROIObservationDescription = _remarks(roi.found)
-        item.SegmentedPropertyCategoryCodeSequence = [_coded(_ANATOMICAL_STRUCTURE)]
+        item.SegmentedPropertyCategoryCodeSequence = [category]
         item.RTROIIdentificationCodeSequence = [_identification(roi.found.structure)]
         item.RTROIInterpretedType = options.profile.roi_type
         item.ROIInterpreter = ""

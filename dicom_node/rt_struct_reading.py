@@ -8,8 +8,9 @@ Never repairs: what cannot be read raises `UnreadableError`, which names the pla
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -96,11 +97,13 @@ def read_rois(dataset: FileDataset, slices: Mapping[str, int]) -> tuple[ReadRoi,
         int(item.ReferencedROINumber): _encoded_items(item, _CONTOUR_SEQUENCE)
         for item in dataset.ROIContourSequence
     }
+    # Contours of one slice name it with the same bytes.
+    references = cache(lambda sequence: _read_references(sequence, explicit))
     rois = []
     for item in dataset.StructureSetROISequence:
         number, name = int(item.ROINumber), str(item.ROIName)
         read = tuple(
-            _read_contour(f"{name}, contour {index}", contour, slices, explicit)
+            _read_contour(f"{name}, contour {index}", contour, slices, references)
             for index, contour in enumerate(_read_items(contours.get(number, b""), explicit), start=1)
         )
         rois.append(ReadRoi(number, name, read))
@@ -119,15 +122,18 @@ def referenced_images(dataset: FileDataset, series: Sequence[Dataset]) -> list[R
 
 
 def _read_contour(
-    place: str, item: Mapping[int, bytes], slices: Mapping[str, int], explicit: bool
+    place: str,
+    item: Mapping[int, bytes],
+    slices: Mapping[str, int],
+    read_references: Callable[[bytes], tuple[Reference, ...]],
 ) -> ReadContour:
-    references = _read_references(item.get(_CONTOUR_IMAGE_SEQUENCE, b""), explicit)
+    references = read_references(item.get(_CONTOUR_IMAGE_SEQUENCE, b""))
     data = item[_CONTOUR_DATA]
     numbers = data.rstrip(b" ").split(b"\\")
     if len(numbers) % 3:
         raise UnreadableError(f"{place} has {len(numbers)} coordinates, not a multiple of 3")
-    points_mm = np.array(numbers, np.float64).reshape(-1, 3)
-    if not np.isfinite(points_mm).all():
+    points_mm = np.array([*map(float, numbers)]).reshape(-1, 3)
+    if b"_" in data or not np.isfinite(points_mm).all():  # Python's float would read 1_0
         raise UnreadableError(f"{place} has a coordinate that is no finite number")
     number = item.get(_CONTOUR_NUMBER)
     return ReadContour(
@@ -138,7 +144,7 @@ def _read_contour(
         references,
         slices.get(references[0][1]) if references else None,
         points_mm,
-        len(set(zip(*(numbers[axis::3] for axis in range(3)), strict=True))),
+        len(set(zip(numbers[::3], numbers[1::3], numbers[2::3], strict=True))),
         max(map(len, numbers)),
         len(data),
     )

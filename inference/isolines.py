@@ -126,8 +126,9 @@ def iso_lines(
     planes, exact = _trace(probability, threshold, scale)
     if not len(planes):
         return []
-    coverage = _coverage(probability[planes], threshold, exact, scale)
-    rings = _rings(_balanced(exact, coverage, simplify_mm, spacing_mm))
+    traced = _rings(exact)
+    coverage = _coverage(probability[planes], threshold, traced, scale)
+    rings = _rings(_balanced(exact, traced, coverage, simplify_mm, spacing_mm))
     areas = rings.areas() / scale.prod()
     points = np.split(rings.points / scale, rings.starts[1:])
     return [
@@ -219,18 +220,19 @@ class _Coverage:
     mm2: Vectors
 
 
-def _coverage(
-    probability: NDArray[np.float32], threshold: float, exact: Geometries, scale: Vectors
-) -> _Coverage:
+def _coverage(probability: NDArray[np.float32], threshold: float, rings: _Rings, scale: Vectors) -> _Coverage:
     """How much the structure covers, where its values say how much of each pixel it covers.
 
     They do where no more pixels lie between inside and outside than a sharp edge touches, which
     crosses about as many lines between pixel centres, each in one point of the traced line. Elsewhere,
     as where a network is not sure, the probabilities are no areas.
+
+    Args:
+        probability: (planes, rows, columns) of the traced planes.
+        rings: as they were traced.
     """
-    rings = _rings(exact)
     touched = (probability > _UNCOVERED) & (probability < 1 - _UNCOVERED)
-    lines_crossed = np.bincount(rings.geometry[rings.ring], minlength=len(exact))
+    lines_crossed = np.bincount(rings.geometry[rings.ring], minlength=len(probability))
     is_sharp = np.count_nonzero(touched, axis=(1, 2)) <= _TOUCHED_A_CROSSING * lines_crossed
     if threshold != 0.5 or not is_sharp.any():
         return _Coverage(np.zeros(len(rings.geometry), np.intp), np.array([np.nan]))
@@ -248,7 +250,11 @@ def _coverage(
 
 
 def _balanced(
-    exact: Geometries, coverage: _Coverage, simplify_mm: float, spacing_mm: tuple[float, float]
+    exact: Geometries,
+    traced: _Rings,
+    coverage: _Coverage,
+    simplify_mm: float,
+    spacing_mm: tuple[float, float],
 ) -> Geometries:
     """Simplified, with each line moved sidewards until it encloses what it should.
 
@@ -256,7 +262,7 @@ def _balanced(
     """
     simple = _simplified(exact, simplify_mm)
     rings, scale = _rings(simple), np.array(spacing_mm)
-    wanted = _wanted(rings, _rings(exact).areas(), coverage, spacing_mm[0] * spacing_mm[1])
+    wanted = _wanted(rings, traced.areas(), coverage, spacing_mm[0] * spacing_mm[1])
     moved = rings
     for _ in range(_ROUNDS):
         moved = _near(_moved(moved, wanted, scale), rings.points, _FURTHEST_PX * scale.min())
