@@ -448,7 +448,7 @@ def _contour_form(case: _Case) -> Iterator[str]:
     for contour in case.contours:
         if contour.stated_points != len(contour.points_mm):
             yield f"{contour.place}: {contour.stated_points} points stated, {len(contour.points_mm)} written"
-        if contour.distinct_points < 3:
+        if not contour.has_three_points:
             yield f"{contour.place}: fewer than 3 distinct points"
         if contour.longest_ds > LONGEST_DS:
             yield f"{contour.place}: a coordinate has {contour.longest_ds} characters, not {LONGEST_DS}"

@@ -8,7 +8,7 @@ Never repairs: what cannot be read raises `UnreadableError`, which names the pla
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -22,6 +22,7 @@ Vectors = NDArray[np.float64]
 Reference = tuple[str, str]
 """SOP Class and SOP Instance UID of an image."""
 
+_TAG_AND_LENGTH = struct.Struct("<HHI").unpack_from
 _ITEM = 0xFFFEE000
 _SOP_CLASS = 0x00081150
 _SOP_INSTANCE = 0x00081155
@@ -50,6 +51,7 @@ class ReadContour:
         references: the images in its Contour Image Sequence.
         slice_index: the slice that it references; None where that is none of the series'.
         points_mm: (n, 3) LPS.
+        has_three_points: whether at least three of its points differ.
         longest_ds: characters of its longest coordinate.
         size_bytes: of its Contour Data.
     """
@@ -61,7 +63,7 @@ class ReadContour:
     references: tuple[Reference, ...]
     slice_index: int | None
     points_mm: Vectors
-    distinct_points: int
+    has_three_points: bool
     longest_ds: int
     size_bytes: int
 
@@ -144,10 +146,20 @@ def _read_contour(
         references,
         slices.get(references[0][1]) if references else None,
         points_mm,
-        len(set(zip(numbers[::3], numbers[1::3], numbers[2::3], strict=True))),
+        _are_three(zip(numbers[::3], numbers[1::3], numbers[2::3], strict=True)),
         max(map(len, numbers)),
         len(data),
     )
+
+
+def _are_three(points: Iterable[tuple[bytes, ...]]) -> bool:
+    """Whether at least three of them differ, without looking further than that."""
+    seen: set[tuple[bytes, ...]] = set()
+    for point in points:
+        seen.add(point)
+        if len(seen) == 3:
+            return True
+    return False
 
 
 def _read_references(sequence: bytes, explicit: bool) -> tuple[Reference, ...]:
@@ -175,9 +187,9 @@ def _read_items(sequence: bytes, explicit: bool) -> Iterator[dict[int, bytes]]:
 
 
 def _read_elements(content: bytes, explicit: bool) -> Iterator[tuple[int, bytes]]:
-    place = 0
-    while place < len(content):
-        group, number, length = struct.unpack_from("<HHI", content, place)
+    place, end = 0, len(content)
+    while place < end:
+        group, number, length = _TAG_AND_LENGTH(content, place)
         header = 8
         if explicit:
             if content[place + 4 : place + 6] in _LONG_VRS:
@@ -185,6 +197,6 @@ def _read_elements(content: bytes, explicit: bool) -> Iterator[tuple[int, bytes]
             else:
                 (length,) = struct.unpack_from("<H", content, place + 6)
         place += header + length
-        if place > len(content):
+        if place > end:
             raise UnreadableError(f"{Tag(group, number)} is longer than what holds it")
         yield group << 16 | number, content[place - length : place]
