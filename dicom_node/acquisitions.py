@@ -67,10 +67,15 @@ class Acquisition:
     tilt_deg: float = 0.0
     patient_position: str = "HFS"
 
+    @property
+    def directions(self) -> tuple[Vector, Vector, Vector]:
+        """Unit vectors: along a row, along a column, and from slice to slice where nothing is tilted."""
+        across, down = np.array(self.orientation[:3], float), np.array(self.orientation[3:], float)
+        return across, down, np.cross(across, down)
+
     def positions_mm(self) -> Vector:
         """(slices, 3) ImagePositionPatient; the ball lies off the middle of the stack."""
-        across, down = np.array(self.orientation[:3], float), np.array(self.orientation[3:], float)
-        normal = np.cross(across, down)
+        across, down, normal = self.directions
         way = normal - np.tan(np.radians(self.tilt_deg)) * down
         along = np.concatenate(([0.0], np.cumsum(self.gaps_mm)))
         row, column = self.pixel_spacing_mm
@@ -91,7 +96,7 @@ class Acquisition:
 
     def _distances_mm(self) -> Iterator[Vector]:
         """(rows, columns) of each slice: how far each pixel's centre is from the ball's surface."""
-        across, down = np.array(self.orientation[:3], float), np.array(self.orientation[3:], float)
+        across, down, _ = self.directions
         row, column = self.pixel_spacing_mm
         steps = np.arange(_MATRIX, dtype=float)[:, None]
         plane = (steps * row * down)[:, None, :] + (steps * column * across)[None, :, :]

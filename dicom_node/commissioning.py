@@ -34,7 +34,6 @@ from dicom_node.commissioning_report import (
     read_baseline,
 )
 from dicom_node.config import Config, read_config
-from dicom_node.contouring import Report
 from dicom_node.ct_series import CtSeries, assemble
 from dicom_node.ct_slice import read_slice
 from dicom_node.database import open_engine, transaction
@@ -250,8 +249,7 @@ def _off_plane_mm(contours: Sequence[tuple[str, Vector]], series: CtSeries) -> f
 
 def _volume_error_percent(contours: Sequence[tuple[str, Vector]], acquisition: Acquisition) -> float:
     """Areas by the cross product, each for half the way to both neighbours; against the ball's formula."""
-    across, down = np.array(acquisition.orientation[:3], float), np.array(acquisition.orientation[3:], float)
-    normal = np.cross(across, down)
+    _, _, normal = acquisition.directions
     planes = acquisition.positions_mm() @ normal
     edges = np.concatenate(([planes[0]], (planes[1:] + planes[:-1]) / 2, [planes[-1]]))
     thickness = np.diff(edges)
@@ -269,8 +267,8 @@ def _network(config: Config, scratch: Path) -> Iterator[Point]:
     """The built-in phantom through the whole product, twice."""
     write_phantom(scratch / "ct", _PHANTOM_SLICES, _PHANTOM_MATRIX, _PHANTOM_SPACING_MM)
     try:
-        report = _contoured(scratch / "ct", scratch / "first.dcm", config)
-        _contoured(scratch / "ct", scratch / "second.dcm", config)
+        report = contouring.contour_folder(scratch / "ct", scratch / "first.dcm", config)
+        contouring.contour_folder(scratch / "ct", scratch / "second.dcm", config)
     except AnatomyNodeError as problem:
         yield Point("the network draws the phantom", "", problem=problem.reason)
         return
@@ -289,17 +287,13 @@ def _network(config: Config, scratch: Path) -> Iterator[Point]:
     )
 
 
-def _contoured(folder: Path, output: Path, config: Config) -> Report:
-    return contouring.contour_folder(folder, output, config)
-
-
 def _refusal(body: str, config: Config, scratch: Path) -> Point:
     """No head and neck: nothing may come back."""
     name = f"a {body} is refused"
     folder = scratch / body
     write_other_anatomy(body, folder, *_REFUSED_GRID)
     try:
-        report = _contoured(folder, scratch / f"{body}.dcm", config)
+        report = contouring.contour_folder(folder, scratch / f"{body}.dcm", config)
     except SeriesRejectedError as refused:
         told = f"{refused.code}: {refused.reason}"
         return Point(name, told, problem=None if refused.code in _BY_THE_NETWORK else told)

@@ -13,12 +13,12 @@ import time
 from collections.abc import Callable
 from random import Random
 
-from sqlalchemy import Engine, or_, select
+from sqlalchemy import Engine, select
 
 from dicom_node import companions, logs, scu
 from dicom_node.config import Config, Destination
 from dicom_node.database import reading, transaction
-from dicom_node.deliverer import AFTER_A_BUG_S, DELIVERED, Store
+from dicom_node.deliverer import AFTER_A_BUG_S, DELIVERED, Store, is_due
 from dicom_node.errors import PermanentError
 from dicom_node.painting import order_of_companion, paint
 from dicom_node.results import Results
@@ -137,12 +137,12 @@ class _Lane:
         return tried
 
     def _due(self) -> list[int]:
-        """The least tried first; a time that no delay explains was set by a clock since put back."""
-        now, at = self._clock(), Companion.next_attempt_at
+        """The least tried first."""
+        at = Companion.next_attempt_at
         due = select(Companion.id).where(
             Companion.destination == self.name,
             Companion.state == DeliveryState.PENDING,
-            or_(at <= now, at > now + self._retry.max_delay_s),
+            is_due(at, self._clock(), self._retry),
         )
         with reading(self._engine) as session:
             return list(session.scalars(due.order_by(Companion.attempts, at, Companion.id)))

@@ -19,8 +19,6 @@ from dicom_node.states import CompanionKind, DeliveryState, JobState
 
 _WITHOUT_CONTOURS = frozenset({JobState.REJECTED, JobState.FAILED})
 """Ends of a job after which somebody waits for contours in vain."""
-_HELD_FOR_REVIEW = "held_for_review"
-"""A model that is not approved holds its jobs too, but sends nothing, not even a notice."""
 
 _UNSUCCESSFUL = frozenset({DeliveryState.REFUSED, DeliveryState.CANCELLED})
 
@@ -56,7 +54,8 @@ def _called_for(job: Job) -> CompanionKind | None:
     if job.state in {JobState.READY, JobState.SENT}:
         return CompanionKind.PICTURES
     ended_without = job.state in _WITHOUT_CONTOURS and job.rt_struct_file is None
-    is_held = job.state is JobState.HELD and job.reason_code == _HELD_FOR_REVIEW
+    # A model that is not approved holds its jobs too, but sends nothing, not even a notice.
+    is_held = job.state is JobState.HELD and job.reason_code == jobs.HELD_FOR_REVIEW_CODE
     return CompanionKind.NOTICE if ended_without or is_held else None
 
 

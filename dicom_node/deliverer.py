@@ -16,11 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 
-from sqlalchemy import Engine, or_, select, update
-from sqlalchemy.orm import Session
+from sqlalchemy import ColumnElement, Engine, or_, select, update
+from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from dicom_node import jobs, logs, scu
-from dicom_node.config import Config, Destination
+from dicom_node.config import Config, Destination, Retry
 from dicom_node.database import reading, transaction
 from dicom_node.errors import PermanentError
 from dicom_node.retry import delay_s
@@ -184,18 +184,13 @@ class _Lane:
         return tried
 
     def _due(self) -> list[Due]:
-        """What is due, the least tried first, so that one that always fails starves no other.
-
-        A time further away than any delay was set by a clock that has since been put back; it is due too.
-        """
-        now = self._clock()
-        at = Delivery.next_attempt_at
+        """What is due, the least tried first, so that one that always fails starves no other."""
         rows = (
             select(Delivery.id, Delivery.job_id, Delivery.rt_struct_file, Delivery.rt_struct_sha256)
             .where(
                 Delivery.destination == self.name,
                 Delivery.state == DeliveryState.PENDING,
-                or_(at <= now, at > now + self._retry.max_delay_s),
+                is_due(Delivery.next_attempt_at, self._clock(), self._retry),
             )
             .order_by(Delivery.attempts, Delivery.next_attempt_at, Delivery.id)
         )
@@ -275,6 +270,14 @@ class _Lane:
                 )
                 .values(next_attempt_at=now)
             )
+
+
+def is_due(next_attempt_at: InstrumentedAttribute[float], now: float, retry: Retry) -> ColumnElement[bool]:
+    """Whose time has come.
+
+    A time further away than any delay was set by a clock that has since been put back; it is due too.
+    """
+    return or_(next_attempt_at <= now, next_attempt_at > now + retry.max_delay_s)
 
 
 def _in_words(outcome: StoreOutcome) -> str:

@@ -49,6 +49,7 @@ _UNSUCCESSFUL = frozenset({DeliveryState.REFUSED, DeliveryState.CANCELLED})
 
 CRASHED = "the worker ended while it contoured this job; it is contoured again"
 HELD_FOR_REVIEW = "a person should look before this is sent"
+HELD_FOR_REVIEW_CODE = "held_for_review"
 ASKED_AGAIN = "a person asked to do it again"
 
 
@@ -270,7 +271,7 @@ def hold_for_review(session: Session, job: Job, result: Result, at: float) -> bo
         return False
     job.report = dict(result.report)
     reason = f"{HELD_FOR_REVIEW}: {result.hold}; to send it, run `anatomynode jobs release {job.id}`"
-    move(session, job, JobState.HELD, at, reason, "held_for_review")
+    move(session, job, JobState.HELD, at, reason, HELD_FOR_REVIEW_CODE)
     return True
 
 

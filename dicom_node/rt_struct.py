@@ -22,8 +22,7 @@ from pydicom.valuerep import format_number_as_ds
 from rt_utils import ds_helper
 
 from dicom_node.contour_items import ItemEncoder
-from dicom_node.ct_identity import ascii_text as _text
-from dicom_node.ct_identity import date_and_time, local_time, take, take_patient_and_study
+from dicom_node.ct_identity import ascii_text, date_and_time, local_time, take, take_patient_and_study
 from dicom_node.ct_series import CtSeries
 from dicom_node.errors import PermanentError, SeriesRejectedError
 from dicom_node.profiles import GENERIC, LONGEST_LABEL, Profile, filled_label
@@ -175,7 +174,7 @@ def build(series: CtSeries, segmentation: Segmentation, options: RtStructOptions
 def provenance(model: ModelDescription) -> str:
     """Name, version and the beginning of the sha256 of a model, within the 64 characters of an LO."""
     ending = f" sha256 {model.sha256[:12]}"
-    return _text(f"{model.name} {model.version}", 64 - len(ending)) + ending
+    return ascii_text(f"{model.name} {model.version}", 64 - len(ending)) + ending
 
 
 @dataclass(frozen=True)
@@ -284,15 +283,15 @@ def _rt_series(dataset: Dataset, uids: _Uids, options: RtStructOptions, created_
     dataset.SeriesInstanceUID = uids.series
     dataset.SeriesNumber = _SERIES_NUMBER
     dataset.SeriesDate, dataset.SeriesTime = date_and_time(created_at)
-    dataset.SeriesDescription = _text(options.series_description, 64)
+    dataset.SeriesDescription = ascii_text(options.series_description, 64)
     dataset.OperatorsName = ""
 
 
 def _general_equipment(dataset: Dataset, options: RtStructOptions) -> None:
     """PS3.3 C.7.5.1."""
-    dataset.Manufacturer = _text(options.model.manufacturer, 64)
+    dataset.Manufacturer = ascii_text(options.model.manufacturer, 64)
     dataset.ManufacturerModelName = "AnatomyNode"
-    dataset.SoftwareVersions = [_text(options.program_version, 64), provenance(options.model)]
+    dataset.SoftwareVersions = [ascii_text(options.program_version, 64), provenance(options.model)]
 
 
 def _frame_of_reference(dataset: Dataset, series: CtSeries) -> None:
@@ -314,9 +313,9 @@ def _structure_set(
         program=options.program_version,
         date=date_and_time(created_at)[0],
     )
-    dataset.StructureSetLabel = _text(label, LONGEST_LABEL)
-    dataset.StructureSetName = _text(options.series_description, 64)
-    dataset.StructureSetDescription = _text(
+    dataset.StructureSetLabel = ascii_text(label, LONGEST_LABEL)
+    dataset.StructureSetName = ascii_text(options.series_description, 64)
+    dataset.StructureSetDescription = ascii_text(
         f"Drawn by {provenance(options.model)}, AnatomyNode {options.program_version}. "
         + NOT_A_MEDICAL_DEVICE,
         1024,
@@ -375,12 +374,12 @@ def _algorithm(options: RtStructOptions) -> Dataset:
     item.AlgorithmFamilyCodeSequence = [
         _coded(Code(value="123110", scheme="DCM", meaning="Artificial Intelligence"))
     ]
-    item.AlgorithmName = _text(options.model.name, 64)
-    item.AlgorithmVersion = _text(options.model.version, 64)
+    item.AlgorithmName = ascii_text(options.model.name, 64)
+    item.AlgorithmVersion = ascii_text(options.model.version, 64)
     item.AlgorithmParameters = (
         f"sha256={options.model.sha256}; contours={options.contour_mode}; simplify_mm={options.simplify_mm:g}"
     )
-    item.AlgorithmSource = _text(options.model.manufacturer, 64)
+    item.AlgorithmSource = ascii_text(options.model.manufacturer, 64)
     return item
 
 
@@ -406,7 +405,7 @@ def _rt_roi_observations(dataset: Dataset, rois: tuple[_Roi, ...], options: RtSt
         item.ObservationNumber = roi.number
         item.ReferencedROINumber = roi.number
         if len(roi.appearance.name) <= LONGEST_LABEL:  # optional, and a name is never cut
-            item.ROIObservationLabel = _text(roi.appearance.name, LONGEST_LABEL)
+            item.ROIObservationLabel = ascii_text(roi.appearance.name, LONGEST_LABEL)
         item.ROIObservationDescription = _remarks(roi.found)
         item.SegmentedPropertyCategoryCodeSequence = [category]
         item.RTROIIdentificationCodeSequence = [_identification(roi.found.structure)]
@@ -446,9 +445,9 @@ def _contributing_equipment(options: RtStructOptions) -> Dataset:
     item.PurposeOfReferenceCodeSequence = [
         _coded(Code(value="109102", scheme="DCM", meaning="Processing Equipment"))
     ]
-    item.Manufacturer = _text(options.model.manufacturer, 64)
+    item.Manufacturer = ascii_text(options.model.manufacturer, 64)
     item.ManufacturerModelName = "AnatomyNode"
-    item.SoftwareVersions = [_text(options.program_version, 64), provenance(options.model)]
+    item.SoftwareVersions = [ascii_text(options.program_version, 64), provenance(options.model)]
     item.ContributionDescription = "Contours by a neural network, not reviewed"
     return item
 
@@ -458,7 +457,7 @@ def _coded(code: Code) -> Dataset:
     item = _item()
     item.CodeValue = code.value
     item.CodingSchemeDesignator = code.scheme
-    item.CodeMeaning = _text(code.meaning, 64)
+    item.CodeMeaning = ascii_text(code.meaning, 64)
     return item
 
 
@@ -466,7 +465,7 @@ def _remarks(found: StructureMap) -> str:
     """What a person should know before believing a structure."""
     confidence = "" if found.confidence is None else f"Confidence {found.confidence:.2f}. "
     flags = f"Look closely: {', '.join(found.flags)}. " if found.flags else ""
-    return _text(f"{flags}{confidence}Automatic, not reviewed.", 1024)
+    return ascii_text(f"{flags}{confidence}Automatic, not reviewed.", 1024)
 
 
 def _item() -> Dataset:
