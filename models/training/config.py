@@ -7,6 +7,7 @@ Never reads a patient.
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -217,3 +218,14 @@ def _extended(content: Any, where: Path) -> Any:
 def as_json(config: TrainingConfig) -> str:
     """What of the configuration decides the weights, as a checkpoint keeps it to compare."""
     return _SCHEMA.dump_json(config, exclude={"published"}).decode()
+
+
+def prolongs(later: str, earlier: str) -> bool:
+    """Whether `later` is `earlier`, or differs from it by further phases at its end only.
+
+    Args:
+        later, earlier: as `as_json` gave them.
+    """
+    new, old = json.loads(later), json.loads(earlier)
+    phases = old["phases"]
+    return bool(new["phases"][: len(phases)] == phases and {**new, "phases": phases} == old)

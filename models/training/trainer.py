@@ -22,7 +22,7 @@ from models.archives.layouts import open_archive
 from models.archives.patients import Patient, count_drawn, split_in_folds
 from models.training.anatomynet import AnatomyNet
 from models.training.batches import Batch, batches
-from models.training.config import TrainingConfig, as_json
+from models.training.config import TrainingConfig, as_json, prolongs
 from models.training.curves import Curves
 from models.training.held_out import THRESHOLDS, judge, means, write_scores
 from models.training.losses import anatomy_loss
@@ -95,10 +95,10 @@ class _Run:
 
     def load(self, path: Path) -> None:
         state = torch.load(path, weights_only=True, map_location=next(self.network.parameters()).device)
-        if state["config"] != self.config:
+        if not prolongs(self.config, state["config"]):
             raise ResumeError(
                 f"{path} was trained by another configuration: "
-                "restore that one, or choose another output folder"
+                "restore that one (further phases at its end are welcome), or choose another output folder"
             )
         self.network.load_state_dict(state["network"])
         self.average.load_state_dict(state["average"])
@@ -192,6 +192,8 @@ def train(
     report: Callable[[str], None] = print,
 ) -> Path:
     """Train to the end of the configuration's phases; resume from `output` where it holds a checkpoint.
+
+    A finished training is prolonged by further phases at the end of its configuration.
 
     Writes `checkpoint.pt`, `loss.csv`, `watch.csv` (Dice of the averaged weights on the held-out training
     patients) and `curves.png` into `output`, and at the end `held_out.csv`: what those patients say of each
