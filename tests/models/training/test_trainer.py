@@ -76,6 +76,22 @@ def test_a_checkpoint_of_another_configuration_is_not_trained_on(patients: Path,
         train(replace(CONFIG, seed=8), patients, tmp_path / "run", report=_quiet)
 
 
+def test_a_finished_training_is_prolonged_by_further_phases_and_by_no_other_change(
+    patients: Path, tmp_path: Path
+) -> None:
+    longer = replace(
+        CONFIG, phases=(*CONFIG.phases, Phase(steps=2, batch=1, shape=(16, 16, 16), rates=(1e-3, 0.0)))
+    )
+    whole = train(longer, patients, tmp_path / "whole", report=_quiet)
+    train(CONFIG, patients, tmp_path / "prolonged", report=_quiet)
+    prolonged = train(longer, patients, tmp_path / "prolonged", report=_quiet)
+
+    for name, tensor in _weights(whole).items():
+        torch.testing.assert_close(_weights(prolonged)[name], tensor, msg=name)
+    with pytest.raises(ResumeError, match="another configuration"):
+        train(CONFIG, patients, tmp_path / "prolonged", report=_quiet)
+
+
 def test_another_trainings_weights_are_taken_over_where_the_layers_agree(
     patients: Path, tmp_path: Path
 ) -> None:
