@@ -11,6 +11,7 @@ import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import chain
 
 import numpy as np
 from numpy.typing import NDArray
@@ -104,11 +105,8 @@ def read_rois(dataset: FileDataset, slices: Mapping[str, int]) -> tuple[ReadRoi,
     rois = []
     for item in dataset.StructureSetROISequence:
         number, name = int(item.ROINumber), str(item.ROIName)
-        read = tuple(
-            _read_contour(f"{name}, contour {index}", contour, slices, references)
-            for index, contour in enumerate(_read_items(contours.get(number, b""), explicit), start=1)
-        )
-        rois.append(ReadRoi(number, name, read))
+        items = tuple(_read_items(contours.get(number, b""), explicit))
+        rois.append(ReadRoi(number, name, _read_contours(name, items, slices, references)))
     return tuple(rois)
 
 
@@ -123,20 +121,52 @@ def referenced_images(dataset: FileDataset, series: Sequence[Dataset]) -> list[R
     return [reference for items in encoded for reference in _read_references(items, explicit)]
 
 
+def _read_contours(
+    roi: str,
+    items: Sequence[Mapping[int, bytes]],
+    slices: Mapping[str, int],
+    read_references: Callable[[bytes], tuple[Reference, ...]],
+) -> tuple[ReadContour, ...]:
+    places = [f"{roi}, contour {index}" for index in range(1, len(items) + 1)]
+    numbers = [item[_CONTOUR_DATA].rstrip(b" ").split(b"\\") for item in items]
+    return tuple(
+        _read_contour(place, item, each, points_mm, slices, read_references)
+        for place, item, each, points_mm in zip(
+            places, items, numbers, _read_points(places, numbers), strict=True
+        )
+    )
+
+
+def _read_points(places: Sequence[str], numbers: Sequence[list[bytes]]) -> list[Vectors]:
+    """(n, 3) of each contour, all of them decoded in one go.
+
+    Args:
+        places: of each contour, for messages.
+        numbers: of each contour its coordinates, one after the other.
+    """
+    for place, each in zip(places, numbers, strict=True):
+        if len(each) % 3:
+            raise UnreadableError(f"{place} has {len(each)} coordinates, not a multiple of 3")
+    points_mm = np.fromiter(map(float, chain.from_iterable(numbers)), np.float64).reshape(-1, 3)
+    parts = np.split(points_mm, np.cumsum([len(each) // 3 for each in numbers])[:-1]) if numbers else []
+    if not np.isfinite(points_mm).all():
+        place = next(place for place, part in zip(places, parts, strict=True) if not np.isfinite(part).all())
+        raise UnreadableError(f"{place} has a coordinate that is no finite number")
+    return parts
+
+
 def _read_contour(
     place: str,
     item: Mapping[int, bytes],
+    numbers: list[bytes],
+    points_mm: Vectors,
     slices: Mapping[str, int],
     read_references: Callable[[bytes], tuple[Reference, ...]],
 ) -> ReadContour:
-    references = read_references(item.get(_CONTOUR_IMAGE_SEQUENCE, b""))
     data = item[_CONTOUR_DATA]
-    numbers = data.rstrip(b" ").split(b"\\")
-    if len(numbers) % 3:
-        raise UnreadableError(f"{place} has {len(numbers)} coordinates, not a multiple of 3")
-    points_mm = np.array([*map(float, numbers)]).reshape(-1, 3)
-    if b"_" in data or not np.isfinite(points_mm).all():  # Python's float would read 1_0
+    if b"_" in data:  # Python's float reads 1_0
         raise UnreadableError(f"{place} has a coordinate that is no finite number")
+    references = read_references(item.get(_CONTOUR_IMAGE_SEQUENCE, b""))
     number = item.get(_CONTOUR_NUMBER)
     return ReadContour(
         place,

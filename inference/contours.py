@@ -135,15 +135,23 @@ def _pieces(
 
 def _keyholes(rings: list[Ring], most_points: int | None) -> Iterator[Ring]:
     """One contour a region, or several where one would have too many points."""
-    outers = [ring for ring in rings if signed_area(ring) > 0]
-    holes = [ring for ring in rings if signed_area(ring) <= 0]
-    for region in keyholes.join(outers, holes):
+    for region in keyholes.join(*_outers_and_holes(rings)):
         parts = _cut(region.rings, len(region.contour), most_points)
         if parts is None:
             yield region.contour
         else:
             for part in parts:
                 yield from _keyholes(part, most_points)
+
+
+def _outers_and_holes(rings: list[Ring]) -> tuple[list[Ring], list[Ring]]:
+    """By the way round that they run; one alone is no hole."""
+    if len(rings) == 1:
+        return rings, []
+    areas = [signed_area(ring) for ring in rings]
+    outers = [ring for ring, area in zip(rings, areas, strict=True) if area > 0]
+    holes = [ring for ring, area in zip(rings, areas, strict=True) if area <= 0]
+    return outers, holes
 
 
 def _parts(ring: Ring, most_points: int | None) -> Iterator[Ring]:

@@ -8,6 +8,7 @@ Never changes a position: each plane keeps the ImagePositionPatient of its own s
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,12 +58,12 @@ class PlaneStack:
         if np.any(np.diff(self.offsets_mm) <= 0):
             raise ValueError("origins must advance along the normal")
 
-    @property
+    @cached_property
     def normal(self) -> Vector:
         """Unit vector along which the slice index grows: row direction x column direction."""
         return np.cross(self.row_direction, self.column_direction)
 
-    @property
+    @cached_property
     def offsets_mm(self) -> Vector:
         """(slices,) the distance of each plane from the coordinate origin along the normal."""
         offsets: Vector = self.origins_mm @ self.normal
@@ -93,7 +94,7 @@ class PlaneStack:
         """LPS displacement from one column to the next."""
         return self.row_direction * self.column_spacing_mm
 
-    @property
+    @cached_property
     def slice_thickness_mm(self) -> Vector:
         """(slices,) the thickness that each plane stands for: half the way to each neighbour."""
         offsets = self.offsets_mm
