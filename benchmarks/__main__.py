@@ -2,36 +2,23 @@
 
 Owns the order; each module measures in one run what it compares.
 Speaks tables on the standard output.
-Never runs two at once: they would slow each other down.
+Never runs two at once, nor in one process: they would slow each other down.
 """
 
 from __future__ import annotations
 
+import subprocess
 import sys
 
-from benchmarks import reception, rt_struct, turnaround
-from benchmarks.figures import NotMeasuredError, show
-
-BENCHMARKS = {
-    "Durable reception": reception.measure,
-    "Mask to RT-STRUCT": rt_struct.measure,
-    "Turnaround and memory of the whole node": turnaround.measure,
-}
+BENCHMARKS = ("reception", "rt_struct", "turnaround")
 
 
 def run() -> bool:
     """Run all of them; whether each target holds."""
-    held = True
-    for title, measure in BENCHMARKS.items():
-        try:
-            figures = measure()
-        except NotMeasuredError as problem:
-            print(f"{title}: not measured: {problem}", file=sys.stderr)
-            held = False
-            continue
-        show(title, figures)
-        held &= all(figure.holds is not False for figure in figures)
-    return held
+    results = [
+        subprocess.run([sys.executable, "-m", f"benchmarks.{name}"], check=False) for name in BENCHMARKS
+    ]
+    return all(result.returncode == 0 for result in results)
 
 
 if __name__ == "__main__":

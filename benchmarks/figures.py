@@ -10,6 +10,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import NoReturn
 
 from rich.console import Console
 from rich.table import Table
@@ -58,9 +59,11 @@ def show(title: str, figures: Iterable[Figure]) -> None:
     Console(width=110).print(table)
 
 
-def main(title: str, measure: Callable[[], tuple[Figure, ...]]) -> None:
-    """Run one benchmark by itself; one that cannot be run to its end is told in a line."""
+def main(title: str, measure: Callable[[], tuple[Figure, ...]]) -> NoReturn:
+    """Run one benchmark by itself and exit: 0 where every target holds, else 1."""
     try:
-        show(title, measure())
+        figures = measure()
     except NotMeasuredError as problem:
         sys.exit(f"{title}: not measured: {problem}")
+    show(title, figures)
+    sys.exit(0 if all(figure.holds is not False for figure in figures) else 1)

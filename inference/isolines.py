@@ -135,24 +135,31 @@ def iso_lines(
     ]
 
 
-def _picture(probability: NDArray[np.float32], threshold: float) -> tuple[NDArray[np.intp], Vectors]:
+def _picture(
+    probability: NDArray[np.float32], threshold: float
+) -> tuple[NDArray[np.intp], NDArray[np.intp], Vectors]:
     """The planes as one picture, one below the other, each with one more row and column on each side.
 
     A line that leaves the box closes on its voxels' edge. No value is near the threshold. Rows of a
-    plane that hold nothing of the structure, nor lie beside one that does, are left out.
+    plane that hold nothing of the structure, nor lie beside one that does, are left out, and columns
+    that are neither in any plane.
 
     Returns:
-        The numbers of the picture's rows, counted through all planes, and its values.
+        The numbers of the picture's rows, counted through all planes; of its columns; its values.
     """
-    rows = probability.shape[1]
-    held = np.asarray((probability >= threshold).any(axis=2))
+    rows, columns = probability.shape[1:]
+    inside = probability >= threshold
+    held, used = np.asarray(inside.any(axis=2)), np.flatnonzero(inside.any(axis=(0, 1)))
+    if not len(used):
+        return used, used, np.empty((0, 0))
+    first, stop = max(0, used[0] - 1), min(columns, used[-1] + 2)
     above, below = np.s_[:, :-2], np.s_[:, 2:]
     # One more row on each side; np.pad would take longer than the rest together.
     wanted = np.zeros((len(held), rows + 2), np.bool_)
     for rows_around in (above, np.s_[:, 1:-1], below):
         wanted[rows_around] |= held
     plane, row = np.nonzero(wanted)
-    lines = probability[plane, np.clip(row - 1, 0, rows - 1)]
+    lines = probability[:, :, first:stop][plane, np.clip(row - 1, 0, rows - 1)]
     values = np.empty((len(lines), lines.shape[1] + 2))
     values[:, 1:-1], values[:, 0], values[:, -1] = lines, lines[:, 0], lines[:, -1]
     near = np.abs(values - threshold) < _CLEARANCE
@@ -160,24 +167,22 @@ def _picture(probability: NDArray[np.float32], threshold: float) -> tuple[NDArra
     for border in ((row == 0) | (row > rows), np.s_[:, 0], np.s_[:, -1]):
         beyond = values[border]
         values[border] = np.where(beyond >= threshold, 2 * threshold - beyond, 0.0)
-    return plane * (rows + 2) + row, values
+    return plane * (rows + 2) + row, np.arange(first, stop + 2), values
 
 
 def _trace(
     probability: NDArray[np.float32], threshold: float, scale: Vectors
 ) -> tuple[NDArray[np.intp], Geometries]:
     """The planes that hold anything, and for each a multipolygon of (row, column) points in mm."""
-    number, values = _picture(probability, threshold)
-    if not number.size:
+    row, column, values = _picture(probability, threshold)
+    if not row.size:
         return np.empty(0, np.intp), np.empty(0, np.object_)
-    rows, columns = probability.shape[1] + 2, values.shape[1]
-    row, column = np.meshgrid(
-        number.astype(float), np.arange(columns, dtype=float), indexing="ij", copy=False
-    )
+    rows = probability.shape[1] + 2
+    row_of, column_of = np.meshgrid(row.astype(float), column.astype(float), indexing="ij", copy=False)
     # contourpy's factory would search every value for NaN, which takes as long as the tracing.
     generator = contourpy.SerialContourGenerator(
-        column,
-        row,
+        column_of,
+        row_of,
         values,
         None,  # type: ignore[arg-type]  # no mask; the stub forgets that this is allowed
         corner_mask=False,
