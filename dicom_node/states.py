@@ -50,7 +50,7 @@ class DeliveryState(StrEnum):
     STORED = "STORED"
     """The destination answered success (or a warning) to C-STORE."""
     COMMITTED = "COMMITTED"
-    """The destination took the commitment to keep it."""
+    """The destination said that it has the object and is to be relied on for it (PS3.4 Annex J)."""
     REFUSED = "REFUSED"
     """The destination will never take it as it is."""
     CANCELLED = "CANCELLED"
@@ -96,7 +96,8 @@ JOB_TRANSITIONS: dict[JobState, frozenset[JobState]] = {
 
 DELIVERY_TRANSITIONS: dict[DeliveryState, frozenset[DeliveryState]] = {
     DeliveryState.PENDING: frozenset({DeliveryState.STORED, DeliveryState.REFUSED, DeliveryState.CANCELLED}),
-    DeliveryState.STORED: frozenset({DeliveryState.COMMITTED, DeliveryState.PENDING}),
+    # What a destination says that it has not kept is stored again, and refused where that does not help.
+    DeliveryState.STORED: frozenset({DeliveryState.COMMITTED, DeliveryState.PENDING, DeliveryState.REFUSED}),
     DeliveryState.COMMITTED: frozenset({DeliveryState.PENDING}),
     DeliveryState.REFUSED: frozenset({DeliveryState.PENDING}),
     DeliveryState.CANCELLED: frozenset({DeliveryState.PENDING}),
