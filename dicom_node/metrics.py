@@ -208,8 +208,8 @@ def _commitments(
             Commitment.failure_reason.is_not(None),
         ),
     ):
-        rows = session.execute(by_destination.where(which).group_by(Delivery.destination))
-        counts = {destination: count for destination, count in rows}
+        rows = session.execute(by_destination.where(which).group_by(Delivery.destination)).all()
+        counts = dict(rows)
         yield _counted(name, meaning, "destination", {one: float(counts.get(one, 0)) for one in asked})
 
 
