@@ -9,15 +9,19 @@ from __future__ import annotations
 
 import hashlib
 import multiprocessing
+import os
+import signal
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import yaml
 from pynetdicom.dsutils import split_dataset
 from sqlalchemy import select, text
+from sqlalchemy.orm import Session
 
 from benchmarks.chaos import archive, points, scanner
 from benchmarks.chaos.points import Point
@@ -38,8 +42,9 @@ class Node:
     `forkserver`): two hundred restarts would else spend their time on imports.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, fsyncs: bool = True) -> None:
         self.folder = folder
+        self._fsyncs = fsyncs
         folder.mkdir(parents=True, exist_ok=True)
         self.port = archive.free_port()
         self.storage = folder / "storage"
@@ -76,7 +81,14 @@ class Node:
         """Start one of the two, to die at `point` where one is given; returns at once."""
         process = self._forks.Process(
             target=points.run,
-            args=(PROGRAMS[name], self.folder / "config.yaml", self.folder / f"{name}.log", point, call),
+            args=(
+                PROGRAMS[name],
+                self.folder / "config.yaml",
+                self.folder / f"{name}.log",
+                point,
+                call,
+                self._fsyncs,
+            ),
             daemon=True,
         )
         process.start()
@@ -93,6 +105,17 @@ class Node:
         """Whether it has killed itself within this time."""
         self._processes[name].join(within_s)
         return self._processes[name].exitcode is not None
+
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """Neither runs within the block."""
+        for process in self._processes.values():
+            os.kill(process.pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            for process in self._processes.values():
+                os.kill(process.pid, signal.SIGCONT)
 
     def stop(self) -> None:
         """End both."""
@@ -148,8 +171,14 @@ class Node:
             time.sleep(0.2)
         return True
 
-    def _reading(self) -> Any:
-        return reading(open_engine(self.storage / "anatomynode.sqlite"))
+    @contextmanager
+    def _reading(self) -> Iterator[Session]:
+        engine = open_engine(self.storage / "anatomynode.sqlite")
+        try:
+            with reading(engine) as session:
+                yield session
+        finally:
+            engine.dispose()
 
 
 def _sha256(file: Path) -> str | None:

@@ -91,13 +91,19 @@ def arm(point: Point, call: int) -> None:
     setattr(place, point.function, dying)
 
 
-def run(command: str, config: Path, log: Path, point: Point | None, call: int) -> None:
-    """`anatomynode listen` or `work`, from its first line, in this process; its words go to `log`."""
+def run(command: str, config: Path, log: Path, point: Point | None, call: int, fsyncs: bool) -> None:
+    """`anatomynode listen` or `work`, from its first line, in this process; its words go to `log`.
+
+    Args:
+        fsyncs: without them the program only believes that its files are on the disk (SQLite keeps its own).
+    """
     with log.open("ab") as stream:
         os.dup2(stream.fileno(), 1)
         os.dup2(stream.fileno(), 2)
     if point is not None:
         arm(point, call)
+    if not fsyncs:
+        os.fsync = lambda _descriptor: None  # type: ignore[assignment]
     from dicom_node.cli import main
 
     sys.argv = ["anatomynode", command, "--config", str(config)]
