@@ -225,6 +225,19 @@ def check(config: ConfigPath = DEFAULT_CONFIG, as_json: AsJson = False) -> None:
 
 
 @app.command()
+def backup(
+    file: Annotated[Path, typer.Argument(help="Where the copy goes.", dir_okay=False)],
+    config: ConfigPath = DEFAULT_CONFIG,
+) -> None:
+    """Copy the database to a file while the node runs."""
+    from dicom_node.backup import copy_database
+    from dicom_node.config import read_config
+
+    size_bytes = copy_database(read_config(config).storage.database, file)
+    typer.echo(f"{file}: {size_bytes / 1e6:.1f} MB; docs/OPERATIONS.md says how to restore it")
+
+
+@app.command()
 def demo(
     ct: Annotated[
         Path | None, typer.Option("--ct", help="Your own CT series; without it the phantom.")

@@ -45,8 +45,8 @@ class Listener:
     def __init__(self, config: Config, engine: Engine, clock: Callable[[], float] = time.time) -> None:
         self.figures = ReceptionFigures()
         self._config = config
-        self._registry = Registry(engine, clock)
         self._spool = Spool(config.storage.spool, config.storage.reserve_mib << 20)
+        self._registry = Registry(engine, clock, self._spool.has)
         self._log = logs.get(__name__)
         self._server: GuardedServer | None = None
         self._accepting: threading.Thread | None = None

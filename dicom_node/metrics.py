@@ -31,7 +31,18 @@ from dicom_node.config import Config
 from dicom_node.database import reading
 from dicom_node.delivery_figures import read_figures
 from dicom_node.reception_figures import ReceptionFigures
-from dicom_node.schema import Companion, Constancy, Delivery, Discarded, Job, Series, Transition, WorkerStatus
+from dicom_node.retention import Cause
+from dicom_node.schema import (
+    Companion,
+    Constancy,
+    Delivery,
+    Discarded,
+    Job,
+    Removal,
+    Series,
+    Transition,
+    WorkerStatus,
+)
 from dicom_node.states import CompanionKind, DeliveryState, JobState, SeriesState
 from dicom_node.turnaround import Histogram, TurnaroundHistory
 
@@ -76,6 +87,7 @@ class NodeCollector(Collector):
             yield from _worker(session, self.clock())
             yield from _constancy(session)
             yield from _discarded(session, self.config)
+            yield from _removals(session)
         yield from _durations(self._history)
         yield from _reception(self.reception)
         yield from _disk(self.config)
@@ -244,6 +256,19 @@ def _discarded(session: Session, config: Config) -> Iterator[Metric]:
         "sop_class_uid",
         counts,
     )
+
+
+def _removals(session: Session) -> Iterator[Metric]:
+    sums = select(Removal.cause, func.sum(Removal.files), func.sum(Removal.size_bytes)).group_by(
+        Removal.cause
+    )
+    rows = {row[0]: row for row in session.execute(sums)}
+    for name, meaning, place in (
+        ("files_removed", "Slices and results of finished series that were removed.", 1),
+        ("bytes_removed", "What they had taken on the disk.", 2),
+    ):
+        counts = {str(cause): float(rows[cause][place]) if cause in rows else 0.0 for cause in Cause}
+        yield _counted(name, meaning, "cause", counts)
 
 
 def _durations(history: TurnaroundHistory) -> Iterator[Metric]:
