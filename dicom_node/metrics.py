@@ -32,7 +32,7 @@ from dicom_node.database import reading
 from dicom_node.delivery_figures import read_figures
 from dicom_node.reception_figures import ReceptionFigures
 from dicom_node.schema import Companion, Constancy, Delivery, Discarded, Job, Series, Transition, WorkerStatus
-from dicom_node.states import CompanionKind, DeliveryState, JobState, SeriesState
+from dicom_node.states import COMPANION_TRANSITIONS, CompanionKind, DeliveryState, JobState, SeriesState
 from dicom_node.turnaround import Histogram, TurnaroundHistory
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
@@ -183,7 +183,7 @@ def _companions(session: Session, config: Config) -> Iterator[Metric]:
             for one in config.destinations
             if one.preview
             for kind in CompanionKind
-            for state in DeliveryState
+            for state in COMPANION_TRANSITIONS
         },
     )
 
