@@ -325,12 +325,19 @@ def jobs_retry(context: typer.Context, job: JobNumber, config: JobsConfigPath = 
 
 
 @jobs_app.command("release")
-def jobs_release(context: typer.Context, job: JobNumber, config: JobsConfigPath = None) -> None:
-    """Let a job go on that was held for a person."""
+def jobs_release(
+    context: typer.Context,
+    job: JobNumber,
+    destination: Annotated[
+        str | None, typer.Option("--destination", help="Only what is held for this destination.")
+    ] = None,
+    config: JobsConfigPath = None,
+) -> None:
+    """Let a job, or what a destination was to get of it, go on that was held for a person."""
     from dicom_node import story
 
     with _database(config or context.obj) as engine:
-        typer.echo(story.release(engine, job))
+        typer.echo(story.release(engine, job, destination=destination))
 
 
 @jobs_app.command("cancel")

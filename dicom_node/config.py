@@ -13,7 +13,15 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from dicom_node.errors import ConfigurationError
 from dicom_node.profiles import (
@@ -174,29 +182,31 @@ class RtStruct(_Section):
     """The clinic's own names and colours, as YAML; None: the model's."""
 
 
+def _known(flags: tuple[str, ...], known: tuple[str, ...]) -> tuple[str, ...]:
+    if unknown := [flag for flag in flags if flag not in known]:
+        raise ValueError(f"there is no flag {', '.join(unknown)}; known: {', '.join(known)}")
+    return flags
+
+
+def _may_hold(flags: tuple[str, ...]) -> tuple[str, ...]:
+    return _known(flags, (*FLAGS, *SERIES_FLAGS))
+
+
+Holding = Annotated[tuple[str, ...], AfterValidator(_may_hold)]
+
+
 class Review(_Section):
     """What becomes of what looks odd; what is in neither list is only told."""
 
     leave_out: tuple[str, ...] = ()
     """A structure with one of these flags is not drawn, and the job says so."""
-    hold: tuple[str, ...] = ()
+    hold: Holding = ()
     """A series, or a structure that is drawn, with one of these flags holds the job until it is released."""
 
     @field_validator("leave_out")
     @classmethod
     def _are_flags_of_what_is_there(cls, flags: tuple[str, ...]) -> tuple[str, ...]:
         return _known(flags, tuple(flag for flag in FLAGS if flag != NOT_FOUND))
-
-    @field_validator("hold")
-    @classmethod
-    def _are_flags(cls, flags: tuple[str, ...]) -> tuple[str, ...]:
-        return _known(flags, (*FLAGS, *SERIES_FLAGS))
-
-
-def _known(flags: tuple[str, ...], known: tuple[str, ...]) -> tuple[str, ...]:
-    if unknown := [flag for flag in flags if flag not in known]:
-        raise ValueError(f"there is no flag {', '.join(unknown)}; known: {', '.join(known)}")
-    return flags
 
 
 class EditionChoice(_Section):
@@ -240,6 +250,9 @@ class Destination(_Section):
     """For the association's acceptance and for each answer."""
     preview: bool = False
     """Whether it also gets pictures of the contours, and of a refusal its words, as Secondary Captures."""
+    hold: Holding = ()
+    """Further flags than those of `review.hold` with which this one gets its RT-STRUCT only once a person
+    has released it; the others do not wait."""
     rt_struct: EditionChoice = EditionChoice()
 
 

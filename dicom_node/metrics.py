@@ -43,7 +43,7 @@ from dicom_node.schema import (
     Transition,
     WorkerStatus,
 )
-from dicom_node.states import CompanionKind, DeliveryState, JobState, SeriesState
+from dicom_node.states import COMPANION_TRANSITIONS, CompanionKind, DeliveryState, JobState, SeriesState
 from dicom_node.turnaround import Histogram, TurnaroundHistory
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
@@ -195,7 +195,7 @@ def _companions(session: Session, config: Config) -> Iterator[Metric]:
             for one in config.destinations
             if one.preview
             for kind in CompanionKind
-            for state in DeliveryState
+            for state in COMPANION_TRANSITIONS
         },
     )
 

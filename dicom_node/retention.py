@@ -20,7 +20,7 @@ from dicom_node.config import Config
 from dicom_node.database import reading, transaction
 from dicom_node.results import Results
 from dicom_node.schema import Arrival, Companion, Delivery, Instance, Job, Removal, Series
-from dicom_node.states import JOB_ENDS, DeliveryState, JobState, SeriesState
+from dicom_node.states import DELIVERY_WAITS, JOB_ENDS, JobState, SeriesState
 
 LOOK_EVERY_S = 60.0
 """How often the free space, and what has come of age, is looked at."""
@@ -159,14 +159,14 @@ def _may_go(session: Session, series_id: int, due: float) -> bool:
 def _is_finished() -> ColumnElement[bool]:
     """Complete, with at least one job, all of them ended, and nothing that is still to go out."""
     of_series = select(Job.id).where(Job.series_id == Series.id)
-    pending = DeliveryState.PENDING
+    waiting = list(DELIVERY_WAITS)
     return and_(
         Series.state == SeriesState.COMPLETE,
         Series.pushed_again_at.is_(None),
         exists().where(Job.series_id == Series.id),
         ~exists().where(Job.series_id == Series.id, Job.state.not_in(list(JOB_ENDS))),
-        ~exists().where(Delivery.job_id.in_(of_series), Delivery.state == pending),
-        ~exists().where(Companion.job_id.in_(of_series), Companion.state == pending),
+        ~exists().where(Delivery.job_id.in_(of_series), Delivery.state.in_(waiting)),
+        ~exists().where(Companion.job_id.in_(of_series), Companion.state.in_(waiting)),
     )
 
 

@@ -8,16 +8,17 @@ Never holds a patient's name, ID or birth date: what people search for is kept a
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from enum import StrEnum
 from typing import Any
 
 from sqlalchemy import JSON, CheckConstraint, ForeignKey, Index, UniqueConstraint, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from dicom_node.states import CompanionKind, DeliveryState, JobState, SeriesState
+from dicom_node.states import COMPANION_TRANSITIONS, CompanionKind, DeliveryState, JobState, SeriesState
 
 
-def _one_of(column: str, states: type[StrEnum]) -> CheckConstraint:
+def _one_of(column: str, states: Iterable[StrEnum]) -> CheckConstraint:
     names = ", ".join(f"'{state.value}'" for state in states)
     return CheckConstraint(f"{column} IN ({names})", name=f"{column}_is_known")
 
@@ -181,7 +182,7 @@ class Companion(Base):
     __tablename__ = "companions"
     __table_args__ = (
         _one_of("kind", CompanionKind),
-        _one_of("state", DeliveryState),
+        _one_of("state", COMPANION_TRANSITIONS),
         UniqueConstraint("job_id", "destination", "kind", name="one_companion_a_kind"),
         Index("companions_that_are_due", "destination", "state", "next_attempt_at"),
     )

@@ -372,7 +372,8 @@ class Worker:
         seconds = {stage: round(value, 4) for stage, value in {**watch.seconds, **done.seconds}.items()}
         done = replace(done, report={**done.report, "seconds": seconds}, seconds=seconds)
         why = review.why_to_hold(series, done.segmentation, self._config.review.hold)
-        return replace(self._kept(done, [names for _, names in editions]), hold=why)
+        held = review.holds(series, done.segmentation, self._config)
+        return replace(self._kept(done, [names for _, names in editions]), hold=why, holds=held)
 
     def _kept(self, contoured: Contoured, destinations: list[tuple[str, ...]]) -> Result:
         """The result after its bytes are fsynced; the same bytes have the same name.

@@ -99,3 +99,13 @@ def test_a_flag_that_means_nothing_there_is_a_configuration_error_that_names_the
     assert f"review.{key}" in problem
     assert flag in problem
     assert FLAGS[-1] in problem
+
+
+def test_a_destination_that_holds_an_unknown_flag_is_a_configuration_error_with_its_path(
+    tmp_path: Path,
+) -> None:
+    file = tmp_path / "config.yaml"
+    pacs = "{name: pacs, host: h, port: 104, ae_title: A, hold: [tilted, odd]}"
+    file.write_text(f"peers: []\ndestinations: [{pacs}]\n")
+    with pytest.raises(ConfigurationError, match=r"destinations\[0\]\.hold: .*no flag odd; known: "):
+        read_config(file)

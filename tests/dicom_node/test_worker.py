@@ -235,6 +235,34 @@ def test_what_review_holds_waits_with_its_reason_and_goes_out_once_it_is_release
     assert [delivery.state for delivery in node.deliveries()] == [DeliveryState.PENDING]
 
 
+def test_a_destination_holds_for_itself_what_the_node_does_not_hold_for_all(
+    make_node: Callable[..., Node],
+) -> None:
+    pacs = {"name": "pacs", "host": "127.0.0.1", "port": 9, "ae_title": "ARCHIVE"}
+    tps = {**pacs, "name": "tps", "hold": ["in_pieces", "out_of_place"]}
+    node = make_node(review={"hold": ["in_pieces"]}, destinations=[pacs, tps])
+    worker = node.worker()
+    node.segmenters[0].flags = ("in_pieces",)
+    node.receive()
+    node.now += 2.0
+    node.step(worker)
+    with transaction(node.engine) as session:
+        jobs.release(session, session.get_one(Job, 1), node.now)
+    node.segmenters[0].flags = ("in_pieces", "out_of_place")
+    node.step(worker)
+    assert [(one.destination, one.state) for one in node.deliveries()] == [
+        ("pacs", DeliveryState.PENDING),
+        ("tps", DeliveryState.HELD),
+    ]
+    assert "Brainstem: out of place;" in (node.deliveries()[1].reason or "")
+    worker = node.worker()  # the first one died
+    worker.recover()
+    node.step(worker)
+    held = node.deliveries()[1]
+    assert (held.state, node.job().attempts) == (DeliveryState.HELD, 2)
+    assert (node.config.storage.results / str(held.rt_struct_file)).exists()
+
+
 def test_what_review_does_not_name_goes_out_with_its_flags(make_node: Callable[..., Node]) -> None:
     node = make_node(review={"hold": ["low_confidence"], "leave_out": ["unequal_sides"]})
     worker = node.worker()
