@@ -11,7 +11,7 @@ from sqlalchemy import func, select
 from dicom_node import jobs, story
 from dicom_node.database import reading, transaction
 from dicom_node.retention import Retention
-from dicom_node.schema import Arrival, Instance, Job, Removal
+from dicom_node.schema import Arrival, Delivery, Instance, Job, Removal
 from dicom_node.states import DeliveryState, JobState
 from dicom_node.worker import Worker
 from tests.worker_node import PHANTOM, Node, make_node
@@ -78,13 +78,18 @@ def test_slices_of_a_finished_series_go_when_they_are_of_age_and_the_worker_sees
     assert f"{SLICES} file(s) of its slices were removed" in told
 
 
-@pytest.mark.parametrize("state", ["receiving", "queued", "ready", "held", "pushed again"])
+@pytest.mark.parametrize("state", ["receiving", "queued", "ready", "held", "held for a destination", "pushed again"])
 def test_what_is_unfinished_is_never_removed(node: Node, state: str) -> None:
     worker = node.worker()
     if state == "receiving":
         node.receive(outcome=None)
     elif state == "ready":
         _contoured(node, worker)
+    elif state == "held for a destination":
+        _contoured(node, worker)
+        with transaction(node.engine) as session:
+            (delivery,) = session.scalars(select(Delivery))
+            jobs.move(session, delivery, DeliveryState.HELD, node.now, "a person should look")
     elif state == "pushed again":
         _sent(node, worker)
         node.now += 400 * DAY_S
