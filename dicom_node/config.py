@@ -318,6 +318,12 @@ class Config(_Section):
     """Secret key under which patient and accession numbers are hashed; better given by the environment
     variable ANATOMYNODE_HASH_KEY. None: a random one is made once and kept in the storage folder."""
 
+    @property
+    def tls_by_name(self) -> dict[str, Tls]:
+        """Whose TLS is configured: `listener`, and destinations by their names."""
+        named = {"listener": self.listener.tls} | {one.name: one.tls for one in self.destinations}
+        return {name: tls for name, tls in named.items() if tls is not None}
+
     @model_validator(mode="after")
     def _is_consistent(self) -> Config:
         names = [destination.name for destination in self.destinations]

@@ -11,6 +11,7 @@ import re
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -44,6 +45,7 @@ from dicom_node.schema import (
     WorkerStatus,
 )
 from dicom_node.states import COMPANION_TRANSITIONS, CompanionKind, DeliveryState, JobState, SeriesState
+from dicom_node.tls import days_left
 from dicom_node.turnaround import Histogram, TurnaroundHistory
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
@@ -91,6 +93,7 @@ class NodeCollector(Collector):
         yield from _durations(self._history)
         yield from _reception(self.reception)
         yield from _disk(self.config)
+        yield from _certificates(self.config, self.clock())
         yield _labelled("build_info", "The version that runs; always 1.", ("version",), {(__version__,): 1})
 
     def describe(self) -> Iterable[Metric]:
@@ -307,6 +310,16 @@ def _disk(config: Config) -> Iterator[Metric]:
     yield _gauge(
         "storage_reserve_bytes", "Below this, C-STORE is refused.", config.storage.reserve_mib * BYTES_A_MIB
     )
+
+
+def _certificates(config: Config, now: float) -> Iterator[Metric]:
+    """Of files that can be read; that they cannot, the log and `check` say."""
+    left: dict[tuple[str, ...], float] = {}
+    for name, tls in config.tls_by_name.items():
+        with suppress(OSError, ValueError):
+            left[(name,)] = days_left(tls.certificate, now)
+    meaning = "Until the certificate of `listener`, or for a destination, expires; negative since it has."
+    yield _labelled("certificate_days_left", meaning, ("name",), left)
 
 
 def _count(session: Session, column: Any, *conditions: Any) -> dict[str, int]:

@@ -78,7 +78,9 @@ def test_slices_of_a_finished_series_go_when_they_are_of_age_and_the_worker_sees
     assert f"{SLICES} file(s) of its slices were removed" in told
 
 
-@pytest.mark.parametrize("state", ["receiving", "queued", "ready", "held", "held for a destination", "pushed again"])
+@pytest.mark.parametrize(
+    "state", ["receiving", "queued", "ready", "held", "held for a destination", "pushed again"]
+)
 def test_what_is_unfinished_is_never_removed(node: Node, state: str) -> None:
     worker = node.worker()
     if state == "receiving":
