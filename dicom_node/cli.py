@@ -86,7 +86,11 @@ def _root(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    pass
+    from dicom_node import logs
+    from dicom_node.config import Logging
+
+    # Before any library warns: pydicom would quote the patient. The node's processes set up their own.
+    logs.configure(Logging(level="warning", format="console"), "command")
 
 
 @app.command()
