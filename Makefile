@@ -6,7 +6,7 @@ EXTRAS ?= cpu,test
 comma := ,
 INSTALLED := $(VENV)/.installed-$(subst $(comma),-,$(EXTRAS))
 
-.PHONY: install demo test bench chaos clean
+.PHONY: install install-locked lock demo test bench chaos clean
 
 $(INSTALLED): setup.cfg pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -15,6 +15,20 @@ $(INSTALLED): setup.cfg pyproject.toml
 	touch $@
 
 install: $(INSTALLED)
+
+# What a hospital runs: EXTRAS is cpu or gpu, every package in the version and with the hash that locks/ names.
+install-locked:
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/pip install --quiet --require-hashes -r locks/$(EXTRAS).txt
+	$(VENV)/bin/pip install --quiet --no-deps --no-build-isolation -e .
+
+# Newer versions, to be tested before they are committed.
+lock:
+	$(PYTHON) -m venv build/lock
+	build/lock/bin/pip install --quiet pip-tools
+	for extra in cpu gpu; do CUSTOM_COMPILE_COMMAND="make lock" build/lock/bin/pip-compile --quiet --upgrade --extra $$extra \
+	    --all-build-deps --allow-unsafe --strip-extras --generate-hashes --no-emit-index-url --no-emit-trusted-host \
+	    --no-emit-find-links --output-file locks/$$extra.txt setup.cfg || exit 1; done
 
 test: install
 	$(VENV)/bin/ruff check .

@@ -86,7 +86,11 @@ def _root(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    pass
+    from dicom_node import logs
+    from dicom_node.config import Logging
+
+    # Before any library warns: pydicom would quote the patient. The node's processes set up their own.
+    logs.configure(Logging(level="warning", format="console"), "command")
 
 
 @app.command()
@@ -225,6 +229,19 @@ def check(config: ConfigPath = DEFAULT_CONFIG, as_json: AsJson = False) -> None:
 
 
 @app.command()
+def backup(
+    file: Annotated[Path, typer.Argument(help="Where the copy goes.", dir_okay=False)],
+    config: ConfigPath = DEFAULT_CONFIG,
+) -> None:
+    """Copy the database to a file while the node runs."""
+    from dicom_node.backup import copy_database
+    from dicom_node.config import read_config
+
+    size_bytes = copy_database(read_config(config).storage.database, file)
+    typer.echo(f"{file}: {size_bytes / 1e6:.1f} MB; docs/OPERATIONS.md says how to restore it")
+
+
+@app.command()
 def demo(
     ct: Annotated[
         Path | None, typer.Option("--ct", help="Your own CT series; without it the phantom.")
@@ -312,12 +329,19 @@ def jobs_retry(context: typer.Context, job: JobNumber, config: JobsConfigPath = 
 
 
 @jobs_app.command("release")
-def jobs_release(context: typer.Context, job: JobNumber, config: JobsConfigPath = None) -> None:
-    """Let a job go on that was held for a person."""
+def jobs_release(
+    context: typer.Context,
+    job: JobNumber,
+    destination: Annotated[
+        str | None, typer.Option("--destination", help="Only what is held for this destination.")
+    ] = None,
+    config: JobsConfigPath = None,
+) -> None:
+    """Let a job, or what a destination was to get of it, go on that was held for a person."""
     from dicom_node import story
 
     with _database(config or context.obj) as engine:
-        typer.echo(story.release(engine, job))
+        typer.echo(story.release(engine, job, destination=destination))
 
 
 @jobs_app.command("cancel")

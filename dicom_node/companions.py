@@ -27,27 +27,37 @@ def follow(session: Session, job: Job, config: Config, at: float) -> None:
     """Ask for what the job's present state calls for, for each destination that wants companions.
 
     That is pictures where there is an RT-STRUCT, a notice where a job ended without one or waits for a
-    person's review, and nothing else.
+    person's review, be it for this destination alone, and nothing else.
     What was asked for before is drawn anew: where nothing has changed, it is the same object again.
     """
-    kind = _called_for(job)
-    if kind is None:
-        return
+    held = _held_for(session, job)
+    for destination in config.destinations:
+        kind = CompanionKind.NOTICE if destination.name in held else _called_for(job)
+        if destination.preview and kind is not None:
+            _ask(session, job, destination.name, kind, at)
+
+
+def _ask(session: Session, job: Job, destination: str, kind: CompanionKind, at: float) -> None:
     shows = kind is CompanionKind.PICTURES
     in_words = "the contours are to be shown" if shows else "it is to be told why there are no contours"
-    known = {one.destination: one for one in of_job(session, job) if one.kind is kind}
-    for destination in config.destinations:
-        if not destination.preview:
-            continue
-        companion = known.get(destination.name)
-        if companion is None:
-            companion = Companion(
-                job_id=job.id, destination=destination.name, kind=kind, created_at=at, next_attempt_at=at
-            )
-            jobs.begin(session, companion, at, in_words)
-        else:
+    for companion in of_job(session, job):
+        if (companion.kind, companion.destination) == (kind, destination):
             _again(session, companion, in_words, at)
             companion.files = None
+            return
+    companion = Companion(
+        job_id=job.id, destination=destination, kind=kind, created_at=at, next_attempt_at=at
+    )
+    jobs.begin(session, companion, at, in_words)
+
+
+def _held_for(session: Session, job: Job) -> set[str]:
+    """The destinations for which the job's result waits until a person releases it."""
+    return {
+        delivery.destination
+        for delivery in jobs.deliveries_of(session, job)
+        if delivery.state is DeliveryState.HELD
+    }
 
 
 def _called_for(job: Job) -> CompanionKind | None:
@@ -136,14 +146,20 @@ def retry(session: Session, job: Job, at: float) -> None:
     _take_back_notices(session, job, at)
 
 
-def release(session: Session, job: Job, at: float) -> None:
-    """A held job goes on, as `jobs.release` does it; a notice that has not gone out yet is none any more.
+def release(session: Session, job: Job, at: float, destination: str | None = None) -> None:
+    """What is held goes on, as `jobs.release` does it; a notice that has not gone out yet is none any more.
+
+    A destination that was to be told that the contours wait is then to be shown them.
 
     Raises:
-        IllegalTransitionError: the job is not held.
+        NotHeldError: nothing is held.
     """
-    jobs.release(session, job, at)
+    held = _held_for(session, job)
+    jobs.release(session, job, at, destination)
     _take_back_notices(session, job, at)
+    told = {one.destination for one in of_job(session, job) if one.kind is CompanionKind.NOTICE}
+    for released in sorted((held - _held_for(session, job)) & told):
+        _ask(session, job, released, CompanionKind.PICTURES, at)
 
 
 def cancel(session: Session, job: Job, at: float) -> None:
@@ -163,8 +179,10 @@ def cancel(session: Session, job: Job, at: float) -> None:
 
 
 def _take_back_notices(session: Session, job: Job, at: float) -> None:
+    held = _held_for(session, job)
     for companion in of_job(session, job):
-        if companion.kind is CompanionKind.NOTICE and companion.state is DeliveryState.PENDING:
+        is_waiting = companion.kind is CompanionKind.NOTICE and companion.state is DeliveryState.PENDING
+        if is_waiting and companion.destination not in held:
             jobs.move(session, companion, DeliveryState.CANCELLED, at, "the job goes on")
 
 

@@ -194,29 +194,31 @@ class RtStruct(_Section):
     """The clinic's own names and colours, as YAML; None: the model's."""
 
 
+def _known(flags: tuple[str, ...], known: tuple[str, ...]) -> tuple[str, ...]:
+    if unknown := [flag for flag in flags if flag not in known]:
+        raise ValueError(f"there is no flag {', '.join(unknown)}; known: {', '.join(known)}")
+    return flags
+
+
+def _may_hold(flags: tuple[str, ...]) -> tuple[str, ...]:
+    return _known(flags, (*FLAGS, *SERIES_FLAGS))
+
+
+Holding = Annotated[tuple[str, ...], AfterValidator(_may_hold)]
+
+
 class Review(_Section):
     """What becomes of what looks odd; what is in neither list is only told."""
 
     leave_out: tuple[str, ...] = ()
     """A structure with one of these flags is not drawn, and the job says so."""
-    hold: tuple[str, ...] = ()
+    hold: Holding = ()
     """A series, or a structure that is drawn, with one of these flags holds the job until it is released."""
 
     @field_validator("leave_out")
     @classmethod
     def _are_flags_of_what_is_there(cls, flags: tuple[str, ...]) -> tuple[str, ...]:
         return _known(flags, tuple(flag for flag in FLAGS if flag != NOT_FOUND))
-
-    @field_validator("hold")
-    @classmethod
-    def _are_flags(cls, flags: tuple[str, ...]) -> tuple[str, ...]:
-        return _known(flags, (*FLAGS, *SERIES_FLAGS))
-
-
-def _known(flags: tuple[str, ...], known: tuple[str, ...]) -> tuple[str, ...]:
-    if unknown := [flag for flag in flags if flag not in known]:
-        raise ValueError(f"there is no flag {', '.join(unknown)}; known: {', '.join(known)}")
-    return flags
 
 
 class EditionChoice(_Section):
@@ -276,6 +278,9 @@ class Destination(_Section):
     preview: bool = False
     """Whether it also gets pictures of the contours, and of a refusal its words, as Secondary Captures."""
     storage_commitment: StorageCommitment = StorageCommitment()
+    hold: Holding = ()
+    """Further flags than those of `review.hold` with which this one gets its RT-STRUCT only once a person
+    has released it; the others do not wait."""
     rt_struct: EditionChoice = EditionChoice()
 
 
@@ -285,6 +290,26 @@ class Retry(_Section):
     first_delay_s: Seconds = 5.0
     max_delay_s: Annotated[float, Field(gt=0, le=900)] = 900.0
     alert_after_s: Seconds = 3600.0
+
+
+class Retention(_Section):
+    """How long what is finished is kept."""
+
+    slices_days: Annotated[float, Field(ge=1)] = 30.0
+    """Received slices."""
+    results_days: Annotated[float, Field(ge=1)] = 365.0
+    """RT-STRUCTs and pictures."""
+    room_mib: Count = 8192
+    """With less free space beyond the storage's reserve, slices go before they are of age, oldest first."""
+
+    @model_validator(mode="after")
+    def _slices_go_first(self) -> Retention:
+        if self.results_days < self.slices_days:
+            raise ValueError(
+                f"results_days is {self.results_days:g}, but the slices stay for {self.slices_days:g} days: "
+                "results are kept at least as long as what they were made of"
+            )
+        return self
 
 
 class Http(_Section):
@@ -314,11 +339,18 @@ class Config(_Section):
     review: Review = Review()
     destinations: tuple[Destination, ...]
     retry: Retry = Retry()
+    retention: Retention = Retention()
     http: Http = Http()
     logging: Logging = Logging()
     hash_key: Annotated[str, Field(min_length=16)] | None = Field(default=None, repr=False)
     """Secret key under which patient and accession numbers are hashed; better given by the environment
     variable ANATOMYNODE_HASH_KEY. None: a random one is made once and kept in the storage folder."""
+
+    @property
+    def tls_by_name(self) -> dict[str, Tls]:
+        """Whose TLS is configured: `listener`, and destinations by their names."""
+        named = {"listener": self.listener.tls} | {one.name: one.tls for one in self.destinations}
+        return {name: tls for name, tls in named.items() if tls is not None}
 
     @model_validator(mode="after")
     def _is_consistent(self) -> Config:

@@ -8,7 +8,7 @@ Never skips a file in silence: what is ignored is counted, and a damaged slice r
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +24,9 @@ Progress = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is done, and how much there is."""
 
 
+_NEAREST_TO_CT = (Refusal.ENHANCED_CT, Refusal.LOCALIZER, Refusal.NOT_CT, Refusal.NOT_DICOM)
+
+
 def no_progress(_what: str, _done: int, _total: int) -> None:
     """For callers whom nobody watches."""
 
@@ -35,10 +38,12 @@ class Found:
     Attributes:
         slices: the files of each series, with their headers or why they are refused.
         ignored: how many files of each kind are not CT images.
+        why_ignored: for each kind the reason that the first such file gave.
     """
 
     slices: dict[str, tuple[tuple[Path, CtHeader | SliceRejectedError], ...]]
     ignored: Counter[str]
+    why_ignored: Mapping[str, str]
 
 
 def look_through(folder: Path, progress: Progress = no_progress) -> Found:
@@ -51,16 +56,18 @@ def look_through(folder: Path, progress: Progress = no_progress) -> Found:
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
     slices: dict[str, list[tuple[Path, CtHeader | SliceRejectedError]]] = {}
     ignored: Counter[str] = Counter()
+    why_ignored: dict[str, str] = {}
     with ThreadPoolExecutor() as pool:
         for done, (path, seen) in enumerate(zip(paths, pool.map(_glance, paths), strict=True), start=1):
             progress("looking through the folder", done, len(paths))
             if isinstance(seen, SliceRejectedError) and seen.is_foreign:
                 ignored[seen.code] += 1
+                why_ignored.setdefault(seen.code, seen.reason)
             elif seen.series_instance_uid:
                 slices.setdefault(seen.series_instance_uid, []).append((path, seen))
             elif isinstance(seen, SliceRejectedError):
                 raise SeriesRejectedError(seen.code, f"{seen.reason}; it may be a slice of the series")
-    return Found({uid: tuple(files) for uid, files in sorted(slices.items())}, ignored)
+    return Found({uid: tuple(files) for uid, files in sorted(slices.items())}, ignored, why_ignored)
 
 
 def read_folder(
@@ -76,13 +83,20 @@ def read_folder(
     found = look_through(folder, progress)
     notes = [f"ignored {count} file(s): {code}" for code, count in sorted(found.ignored.items())]
     if not found.slices:
-        told = ", ".join(f"{count} {code}" for code, count in sorted(found.ignored.items())) or "it is empty"
-        raise SeriesRejectedError(Refusal.NOT_CT.value, f"the folder holds no CT image: {told}")
+        raise _no_ct(found)
     ranked = _ranked(found, rules, model_spacing_mm)
     chosen = ranked[0].candidate.series_instance_uid if ranked else next(iter(found.slices))
     if len(found.slices) > 1:
         notes += _told(ranked)
     return _read_series([path for path, _ in found.slices[chosen]], rules, progress), tuple(notes)
+
+
+def _no_ct(found: Found) -> SeriesRejectedError:
+    """With the code and the words of what is nearest to a CT, and how many files there are of each kind."""
+    told = ", ".join(f"{count} {code}" for code, count in sorted(found.ignored.items())) or "it is empty"
+    nearest = next((kind for kind in _NEAREST_TO_CT if kind in found.ignored), Refusal.NOT_CT)
+    why = f"; {found.why_ignored[nearest]}" if nearest in found.why_ignored else ""
+    return SeriesRejectedError(nearest.value, f"the folder holds no CT that can be contoured: {told}{why}")
 
 
 def _ranked(found: Found, rules: SeriesRules, model_spacing_mm: float) -> tuple[Ranked, ...]:

@@ -55,11 +55,27 @@ _NO_PLANNING_IMAGES = frozenset(
     {
         *("MIP", "MINIP", "MAX_IP", "MIN_IP", "PROJECTION", "PROJECTION IMAGE"),
         *("SSD", "VRT", "VR", "VOLUME RENDERING", "PERFUSION", "SUBTRACTION"),
+        *("MPR", "MPVR", "CPR", "REFORMAT", "REFORMATTED", "CURVED"),
         *("DOSE_INFO", "DOSE INFO", "SCREENSHOT", "SCREEN SHOT", "SCREEN SAVE"),
     }
 )
+_MATERIAL_MAPS = frozenset(
+    {
+        *("MAT_SPECIFIC", "MAT_REMOVED", "MAT_FRACTIONAL", "MAT_MODIFIED", "MAT_VALUE_BASED"),
+        *("EFF_ATOMIC_NUM", "ELECTRON_DENSITY"),
+    }
+)
+"""Value 4 of a multi-energy CT's ImageType (PS3.3 C.8.2.1.1.1), but for VMI, which has HU."""
+_MATERIAL_UNITS = {
+    "MGML": "mg/ml",
+    "PCT": "percent",
+    "Z_EFF": "effective atomic numbers",
+    "ED": "electron densities",
+    "EDW": "electron densities relative to water",
+    "HU_MOD": "modified HU",
+}
+"""Rescale Types of such maps (PS3.3 C.11.1.1.2)."""
 _ENHANCED = frozenset({EnhancedCTImageStorage, LegacyConvertedEnhancedCTImageStorage})
-_HU_TYPES = frozenset({"", "HU", "US"})  # US: unspecified (PS3.3 C.11.1.1.2)
 _UID_CHARACTERS = re.compile(r"[0-9.]{1,64}")
 _LONG_LENGTH_VRS = frozenset({b"OB", b"OW", b"UN"})
 
@@ -279,12 +295,7 @@ def _refuse_what_is_no_ct(dataset: Dataset, syntax: UID) -> None:
             Refusal.NOT_CT,
             f"no CT image: storage class {_known_name(sop_class)}, modality {modality[:16] or 'not stated'}",
         )
-    words = {word.strip().upper() for word in _texts(dataset, "ImageType")}
-    if words & _LOCALIZERS:
-        _refuse(Refusal.LOCALIZER, f"a localizer: ImageType has {', '.join(sorted(words & _LOCALIZERS))}")
-    if words & _NO_PLANNING_IMAGES:
-        named = ", ".join(sorted(words & _NO_PLANNING_IMAGES))
-        _refuse(Refusal.NO_PLANNING_IMAGE, f"no planning image: ImageType has {named}")
+    _refuse_what_is_no_planning_image(dataset)
     if syntax not in (*NATIVE, *COMPRESSED):
         lossy = (
             syntax.is_transfer_syntax and syntax.is_compressed and syntax != DeflatedExplicitVRLittleEndian
@@ -295,6 +306,36 @@ def _refuse_what_is_no_ct(dataset: Dataset, syntax: UID) -> None:
         )
     if _text(dataset, "LossyImageCompression") == "01":
         _refuse(Refusal.LOSSY, "LossyImageCompression is 01: the HU are no longer the scanner's")
+
+
+def _refuse_what_is_no_planning_image(dataset: Dataset) -> None:
+    """By ImageType and the unit of the values; DERIVED or SECONDARY alone says nothing against an image."""
+    values = [value.upper() for value in _texts(dataset, "ImageType")]
+    words = {*values, *(word for value in values for word in value.split())}  # such as CSA MPR
+    if words & _LOCALIZERS:
+        _refuse(Refusal.LOCALIZER, f"a localizer: ImageType has {', '.join(sorted(words & _LOCALIZERS))}")
+    if words & _MATERIAL_MAPS:
+        named = ", ".join(sorted(words & _MATERIAL_MAPS))
+        _refuse(
+            Refusal.MULTI_ENERGY, f"a map of a multi-energy CT, no Hounsfield units: ImageType has {named}"
+        )
+    if words & _NO_PLANNING_IMAGES:
+        named = ", ".join(sorted(words & _NO_PLANNING_IMAGES))
+        _refuse(Refusal.NO_PLANNING_IMAGE, f"no planning image: ImageType has {named}")
+    unit = _text(dataset, "RescaleType").upper()
+    if unit in _MATERIAL_UNITS:
+        told = f"its values are {_MATERIAL_UNITS[unit]} (RescaleType {unit})"
+        _refuse(Refusal.MULTI_ENERGY, f"a map of a multi-energy CT, no Hounsfield units: {told}")
+    if _text(dataset, "MultienergyCTAcquisition").upper() == "YES" and unit != "HU":
+        # There it has to be stated (PS3.3 C.8.2.1), be it HU or the unit of a map.
+        said = f"RescaleType is {unit[:16]!r}" if unit else "RescaleType is missing"
+        _refuse(Refusal.MULTI_ENERGY, f"a multi-energy CT whose values are not said to be HU: {said}")
+    # US is unspecified (PS3.3 C.11.1.1.2): a scanner's own image has HU all the same (C.8.2.1.1.2).
+    if unit not in {"", "HU", "US"} or (unit == "US" and values[:1] == ["DERIVED"]):
+        _refuse(
+            Refusal.NO_PLANNING_IMAGE,
+            f"RescaleType is {unit[:16]!r}: the values are not known to be Hounsfield units",
+        )
 
 
 def _header(dataset: Dataset, syntax: UID) -> CtHeader:
@@ -365,11 +406,6 @@ def _stored_values(dataset: Dataset) -> StoredValues:
             "up to 16 stored, and the high bit at their end",
         )
     signed = bool(_integer(dataset, "PixelRepresentation", 0, 1))
-    kind = _text(dataset, "RescaleType").upper()
-    if kind not in _HU_TYPES:
-        _refuse(
-            Refusal.NO_PLANNING_IMAGE, f"RescaleType is {kind[:16]!r}: the values are not Hounsfield units"
-        )
     (slope,), (intercept,) = (
         _numbers(dataset, keyword, 1) for keyword in ("RescaleSlope", "RescaleIntercept")
     )

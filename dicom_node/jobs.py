@@ -18,8 +18,10 @@ from sqlalchemy.orm import Session
 from dicom_node.errors import PermanentError
 from dicom_node.schema import Companion, Delivery, Instance, Job, Series, Transition
 from dicom_node.states import (
+    COMPANION_TRANSITIONS,
     DELIVERY_SUCCESSES,
     DELIVERY_TRANSITIONS,
+    DELIVERY_WAITS,
     JOB_ENDS,
     JOB_TRANSITIONS,
     SERIES_TRANSITIONS,
@@ -34,7 +36,7 @@ TRANSITIONS: Mapping[type[Subject], Mapping[Any, frozenset[Any]]] = {
     Series: SERIES_TRANSITIONS,
     Job: JOB_TRANSITIONS,
     Delivery: DELIVERY_TRANSITIONS,
-    Companion: DELIVERY_TRANSITIONS,
+    Companion: COMPANION_TRANSITIONS,
 }
 SUBJECT_NAMES: Mapping[type[Subject], str] = {
     Series: "series",
@@ -51,6 +53,7 @@ CRASHED = "the worker ended while it contoured this job; it is contoured again"
 HELD_FOR_REVIEW = "a person should look before this is sent"
 HELD_FOR_REVIEW_CODE = "held_for_review"
 ASKED_AGAIN = "a person asked to do it again"
+RELEASED = "a person released it"
 
 
 @dataclass(frozen=True)
@@ -86,7 +89,8 @@ class Result:
         in_words: one sentence of what was found, for the job's story.
         editions: what each destination gets, where it is not the first one; a destination that gets
             nothing has the reason in its place.
-        hold: why a person should see it before it goes out; None where it may go.
+        hold: why a person should see it before it goes out at all; None where it may go.
+        holds: why a person should see it before it goes to a destination, where that is so.
     """
 
     first: Kept
@@ -94,6 +98,7 @@ class Result:
     in_words: str
     editions: Mapping[str, Kept | str] = field(default_factory=dict)
     hold: str | None = None
+    holds: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def kept(self) -> tuple[Kept, ...]:
@@ -113,6 +118,14 @@ class IllegalTransitionError(PermanentError):
         super().__init__(f"{subject} {subject_id} is {from_state}; it cannot become {to_state}")
         self.subject, self.subject_id = subject, subject_id
         self.from_state, self.to_state = from_state, to_state
+
+
+class NotHeldError(PermanentError):
+    """There is nothing that could be released."""
+
+    def __init__(self, job: Job, destination: str | None) -> None:
+        what = "nothing of it" if destination is None else f"nothing for {destination}"
+        super().__init__(f"job {job.id} is {job.state}, and {what} is held")
 
 
 def move(
@@ -175,9 +188,11 @@ def reopen_if_late(session: Session, series: Series, at: float) -> bool:
     """
     if series.state is not SeriesState.COMPLETE or series.evidence is None:
         return False
-    late = instances_of(session, series) - series.evidence["instances"]
+    known = 0 if series.results_removed_at is not None else series.evidence["instances"]
+    late = instances_of(session, series) - known
     if late <= 0:
         return False
+    series.results_removed_at = None
     waiting = [job for job in jobs_of_revision(session, series) if job.state in UNFINISHED]
     if not waiting:
         series.revision += 1
@@ -240,11 +255,16 @@ def start(session: Session, job: Job, at: float, reason: str) -> None:
 
 
 def finish(session: Session, job: Job, result: Result, destinations: Iterable[str], at: float) -> None:
-    """The RT-STRUCT is checked and fsynced: the job is READY, with a delivery for each destination."""
+    """The RT-STRUCT is checked and fsynced: the job is READY, with a delivery for each destination.
+
+    A destination that is to be asked for a person's word waits for it, once, while the others get theirs;
+    what waits so of an earlier revision never goes out any more.
+    """
     first = result.first
     job.rt_struct_file, job.rt_struct_sha256 = first.file, first.sha256
     job.sop_instance_uid, job.report = first.sop_instance_uid, dict(result.report)
-    move(session, job, JobState.READY, at, result.in_words)
+    held = "".join(f"; held for {destination}: {why}" for destination, why in result.holds.items())
+    move(session, job, JobState.READY, at, f"{result.in_words}{held}")
     known = {delivery.destination: delivery for delivery in deliveries_of(session, job)}
     for destination in destinations:
         if destination not in known:
@@ -256,10 +276,50 @@ def finish(session: Session, job: Job, result: Result, destinations: Iterable[st
             _assign(delivery, result.editions.get(destination, first))
     _resend(session, job, _UNSUCCESSFUL, "the job was contoured again", at)
     for destination, delivery in known.items():
-        edition = result.editions.get(destination)
-        if isinstance(edition, str) and delivery.state is DeliveryState.PENDING:
+        edition, why = result.editions.get(destination), result.holds.get(destination)
+        if isinstance(edition, str) and delivery.state in DELIVERY_WAITS:
             move(session, delivery, DeliveryState.REFUSED, at, edition)
+        elif why is not None and delivery.state is DeliveryState.PENDING and not _released(session, delivery):
+            move(session, delivery, DeliveryState.HELD, at, _why_held(delivery, why))
+        _supersede(session, job, destination, at)
     settle(session, job, at)
+
+
+def _why_held(delivery: Delivery, why: str) -> str:
+    job, to = delivery.job_id, delivery.destination
+    return (
+        f"{HELD_FOR_REVIEW} to {to}: {why}; to send it, "
+        f"run `anatomynode jobs release {job} --destination {to}`"
+    )
+
+
+def _released(session: Session, delivery: Delivery) -> bool:
+    """Whether a person has released it already; that counts for as long as the job is there."""
+    released = select(Transition.id).where(
+        Transition.subject == "delivery",
+        Transition.subject_id == delivery.id,
+        Transition.from_state == DeliveryState.HELD,
+        Transition.to_state == DeliveryState.PENDING,
+    )
+    return session.scalars(released.limit(1)).first() is not None
+
+
+def _supersede(session: Session, job: Job, destination: str, at: float) -> None:
+    """Nobody is to release an earlier revision where a later one has come."""
+    earlier = (
+        select(Delivery, Job)
+        .join(Job, Job.id == Delivery.job_id)
+        .where(
+            Job.series_id == job.series_id,
+            Job.revision < job.revision,
+            Delivery.destination == destination,
+            Delivery.state == DeliveryState.HELD,
+        )
+    )
+    for delivery, of_job in session.execute(earlier).all():
+        reason = f"revision {job.revision} of the series has taken the place of {of_job.revision}"
+        move(session, delivery, DeliveryState.CANCELLED, at, reason)
+        settle(session, of_job, at)
 
 
 def hold_for_review(session: Session, job: Job, result: Result, at: float) -> bool:
@@ -324,7 +384,7 @@ def deliver_again(session: Session, series: Series, in_words: str, at: float) ->
     for job in sent:
         if job.state in {JobState.SENT, JobState.FAILED}:
             move(session, job, JobState.READY, at, in_words)
-            _resend(session, job, set(DeliveryState) - {DeliveryState.PENDING}, in_words, at)
+            _resend(session, job, set(DeliveryState) - DELIVERY_WAITS, in_words, at)
             settle(session, job, at)
             return job
     return None
@@ -386,8 +446,8 @@ def stop_awaiting(session: Session, delivery: Delivery, reason: str, at: float) 
 def settle(session: Session, job: Job, at: float) -> None:
     """What the deliveries together make of a READY job.
 
-    One refused fails it at once, while the others go on; otherwise it ends when none is pending, and none
-    waits for a commitment.
+    One refused fails it at once, while the others go on; otherwise it ends when none waits, be it for a
+    commitment.
     """
     if job.state is not JobState.READY:
         return
@@ -396,7 +456,7 @@ def settle(session: Session, job: Job, at: float) -> None:
     refused = [delivery.destination for delivery in deliveries if delivery.state is DeliveryState.REFUSED]
     if refused:
         move(session, job, JobState.FAILED, at, f"refused by {', '.join(refused)}", "refused")
-    elif DeliveryState.PENDING in states or any(map(awaits_commitment, deliveries)):
+    elif DELIVERY_WAITS.intersection(states) or any(map(awaits_commitment, deliveries)):
         return
     elif states and not DELIVERY_SUCCESSES.intersection(states):
         move(session, job, JobState.CANCELLED, at, "every delivery was cancelled", "cancelled")
@@ -435,15 +495,28 @@ def retry(session: Session, job: Job, at: float) -> None:
     job.not_before = None
 
 
-def release(session: Session, job: Job, at: float) -> None:
-    """A held job goes on.
+def release(session: Session, job: Job, at: float, destination: str | None = None) -> None:
+    """A held job goes on; of one that is not held, the deliveries that are.
+
+    Args:
+        destination: only what is held for this one.
 
     Raises:
-        IllegalTransitionError: the job is not held.
+        NotHeldError: neither is held.
     """
-    if job.state is not JobState.HELD:
-        raise IllegalTransitionError("job", job.id, job.state, JobState.QUEUED)
-    move(session, job, JobState.QUEUED, at, "a person released it", "released")
+    held = [
+        delivery
+        for delivery in deliveries_of(session, job)
+        if delivery.state is DeliveryState.HELD and destination in {None, delivery.destination}
+    ]
+    if destination is None and job.state is JobState.HELD:
+        move(session, job, JobState.QUEUED, at, RELEASED, "released")
+        return
+    if not held:
+        raise NotHeldError(job, destination)
+    for delivery in held:
+        move(session, delivery, DeliveryState.PENDING, at, RELEASED)
+        delivery.next_attempt_at = at
 
 
 def cancel(session: Session, job: Job, at: float) -> None:
@@ -453,8 +526,8 @@ def cancel(session: Session, job: Job, at: float) -> None:
         IllegalTransitionError: there is nothing left to cancel.
     """
     deliveries = deliveries_of(session, job)
-    pending = [delivery for delivery in deliveries if delivery.state is DeliveryState.PENDING]
-    for delivery in pending:
+    waiting = [delivery for delivery in deliveries if delivery.state in DELIVERY_WAITS]
+    for delivery in waiting:
         move(session, delivery, DeliveryState.CANCELLED, at, "a person cancelled it")
     awaiting = [delivery for delivery in deliveries if awaits_commitment(delivery)]
     for delivery in awaiting:
@@ -462,7 +535,7 @@ def cancel(session: Session, job: Job, at: float) -> None:
         stop_awaiting(session, delivery, reason, at)
     if job.state is JobState.READY:
         settle(session, job, at)
-    elif job.state not in JOB_ENDS or not (pending or awaiting):
+    elif job.state not in JOB_ENDS or not (waiting or awaiting):
         move(session, job, JobState.CANCELLED, at, "a person cancelled it", "cancelled")
 
 
@@ -518,7 +591,7 @@ def predecessors(session: Session, job: Job) -> dict[str, str]:
             Job.series_id == job.series_id,
             Job.revision < job.revision,
             Delivery.sop_instance_uid.is_not(None),
-            Delivery.state.not_in(_UNSUCCESSFUL),
+            Delivery.state.not_in({*_UNSUCCESSFUL, DeliveryState.HELD}),
         )
         .order_by(Job.revision, Job.id)
     )

@@ -16,7 +16,12 @@ from alembic.config import Config as AlembicConfig
 from sqlalchemy import Connection, text
 
 from dicom_node.database import open_engine
-from dicom_node.states import DELIVERY_TRANSITIONS, JOB_TRANSITIONS, SERIES_TRANSITIONS
+from dicom_node.states import (
+    COMPANION_TRANSITIONS,
+    DELIVERY_TRANSITIONS,
+    JOB_TRANSITIONS,
+    SERIES_TRANSITIONS,
+)
 
 SCRIPTS = Path(__file__).parent / "migrations"
 
@@ -24,7 +29,7 @@ GUARDED_TABLES: Mapping[str, Mapping[Any, frozenset[Any]]] = {
     "series": SERIES_TRANSITIONS,
     "jobs": JOB_TRANSITIONS,
     "deliveries": DELIVERY_TRANSITIONS,
-    "companions": DELIVERY_TRANSITIONS,
+    "companions": COMPANION_TRANSITIONS,
 }
 
 

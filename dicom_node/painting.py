@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from io import BytesIO
 from pathlib import Path
@@ -20,7 +20,7 @@ from pydicom import Dataset, dcmread
 from sqlalchemy import Engine, select
 from sqlalchemy.orm import Session
 
-from dicom_node import __version__, preview_sheets, secondary_capture
+from dicom_node import __version__, jobs, preview_sheets, secondary_capture
 from dicom_node.config import Storage
 from dicom_node.contouring import write_preview
 from dicom_node.ct_identity import local_time
@@ -32,7 +32,7 @@ from dicom_node.notice import SERIES_DESCRIPTION, notice_of
 from dicom_node.preview import NOT_FOR_DIAGNOSIS, Preview, preview_of
 from dicom_node.schema import Companion, Delivery, Instance, Job, Series
 from dicom_node.secondary_capture import Caption, Capture
-from dicom_node.states import CompanionKind, JobState
+from dicom_node.states import CompanionKind, DeliveryState, JobState
 from dicom_node.story import job_of
 
 PICTURES_SERIES_NUMBER, NOTICE_SERIES_NUMBER = 9002, 9003
@@ -71,13 +71,16 @@ class Order:
 
 
 def order_of_companion(session: Session, companion: Companion, storage: Storage) -> Order:
-    """What is to be painted for a destination: its own edition."""
-    edition = select(Delivery.rt_struct_file, Delivery.rt_struct_sha256).where(
-        Delivery.job_id == companion.job_id, Delivery.destination == companion.destination
+    """What is to be painted for a destination: its own edition, or why it has to wait for that."""
+    of_it = Delivery.job_id == companion.job_id, Delivery.destination == companion.destination
+    delivery = session.scalars(select(Delivery).where(*of_it)).one_or_none()
+    edition = (None, None) if delivery is None else (delivery.rt_struct_file, delivery.rt_struct_sha256)
+    order = _order(session, session.get_one(Job, companion.job_id), companion.kind, edition, storage)
+    if delivery is None or delivery.state is not DeliveryState.HELD:
+        return order
+    return replace(
+        order, state=JobState.HELD, reason=delivery.reason or "", reason_code=jobs.HELD_FOR_REVIEW_CODE
     )
-    file, sha256 = session.execute(edition).one_or_none() or (None, None)
-    job = session.get_one(Job, companion.job_id)
-    return _order(session, job, companion.kind, (file, sha256), storage)
 
 
 def _order(

@@ -1,15 +1,16 @@
 """What becomes of a structure or a series that looks odd: told, left out, or held for a person.
 
-Owns the policy of the configuration's `review`.
-Speaks `Segmentation` and flags in, a `Segmentation` or a sentence out.
+Owns the policy of the configuration's `review` and of a destination's `hold`.
+Speaks `Segmentation` and flags in, a `Segmentation` or sentences out.
 Never judges what is odd: `inference/plausibility.py` and the series' own geometry do.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 
+from dicom_node.config import Config
 from dicom_node.ct_series import CtSeries
 from dicom_node.errors import SeriesRejectedError
 from dicom_node.refusals import Refusal
@@ -39,11 +40,23 @@ def without(segmentation: Segmentation, flags: Collection[str]) -> Segmentation:
     return replace(segmentation, structures=structures)
 
 
+def holds(series: CtSeries, segmentation: Segmentation, config: Config) -> Mapping[str, str]:
+    """Why a destination has to wait for a person, by its name, where it has to.
+
+    What holds the whole job is not asked again: whoever released that has seen it.
+    """
+    reasons = {
+        destination.name: why_to_hold(series, segmentation, set(destination.hold) - set(config.review.hold))
+        for destination in config.destinations
+    }
+    return {name: why for name, why in reasons.items() if why is not None}
+
+
 def why_to_hold(series: CtSeries, segmentation: Segmentation, flags: Collection[str]) -> str | None:
     """What a person should see before it goes out, in a sentence; None where it may go.
 
     Args:
-        flags: of the configuration's `review.hold`.
+        flags: which ones are to be looked at.
     """
     return "; ".join((*_of_the_series(series, flags), *_of_structures(segmentation, flags))) or None
 

@@ -49,6 +49,11 @@ _SIDES = {
     "R": Code(value=codes.SCT.Right.value, meaning=codes.SCT.Right.meaning),
 }
 
+LONGEST_LO, LONGEST_ST = 64, 1024
+"""Characters (PS3.5 6.2)."""
+
+_AND_MORE = "; and more, see the job."
+
 _SERIES_NUMBER = 9001
 """Far from the numbers that scanners give, so that the object stands last in its study."""
 
@@ -158,10 +163,11 @@ def build(series: CtSeries, segmentation: Segmentation, options: RtStructOptions
     dataset = _scaffold()
     take_patient_and_study(dataset, series.reference)
     created_at = local_time(options.created_at, dataset)
-    _rt_series(dataset, uids, options, created_at)
+    absent = _Absent.of(segmentation, rois, options)
+    _rt_series(dataset, uids, options, absent, created_at)
     _general_equipment(dataset, options)
     _frame_of_reference(dataset, series)
-    _structure_set(dataset, series, rois, options, created_at)
+    _structure_set(dataset, series, rois, options, absent, created_at)
     _put_items(_referenced_series(dataset), "ContourImageSequence", b"".join(references), encoder)
     _roi_contour(dataset, series, rois, references, encoder)
     _rt_roi_observations(dataset, rois, options)
@@ -239,6 +245,58 @@ def _refuse_empty(segmentation: Segmentation, rois: Iterable[_Roi], options: RtS
         raise IncompleteError(f"{names}: not found or left out, and empty_structures here is `refuse`")
 
 
+@dataclass(frozen=True)
+class _Absent:
+    """What is not drawn, by the names that this destination would read; whoever draws the rest must know.
+
+    Attributes:
+        left_out: by `review.leave_out`, each with the flags for which it was.
+        not_found: by the network.
+        not_wanted: by the template.
+    """
+
+    left_out: tuple[str, ...]
+    not_found: tuple[str, ...]
+    not_wanted: tuple[str, ...]
+
+    @classmethod
+    def of(cls, segmentation: Segmentation, rois: Iterable[_Roi], options: RtStructOptions) -> _Absent:
+        drawn = {roi.number for roi in rois if roi.contours}
+        left_out, not_found, not_wanted = [], [], []
+        for number, found in enumerate(segmentation.structures, start=1):
+            seen = options.appearance(found.structure)
+            if seen is None:
+                not_wanted.append(found.structure.name)
+            elif LEFT_OUT in found.flags:
+                why = ", ".join(flag.replace("_", " ") for flag in found.flags if flag != LEFT_OUT)
+                left_out.append(f"{seen.name} ({why})")
+            elif number not in drawn:
+                not_found.append(seen.name)
+        return cls(tuple(left_out), tuple(not_found), tuple(not_wanted))
+
+    def in_words(self, most: int) -> str:
+        """What is most urgent first, within so many characters; no name is cut."""
+        kinds = {
+            "Left out, draw by hand": self.left_out,
+            "Not found": self.not_found,
+            "Not wanted by the template": self.not_wanted,
+        }
+        told = ""
+        for kind, names in kinds.items():
+            for place, name in enumerate(names):
+                further = f"{told}; {name}" if place else f"{told} {kind}: {name}".strip()
+                if len(further) + len(_AND_MORE) > most:
+                    return f"{told}{_AND_MORE}"
+                told = further
+            told = f"{told}." if names else told
+        return told
+
+    def in_series_description(self, configured: str) -> str:
+        """The configured words, and how many were left out where that fits into an LO."""
+        told = f"{configured}; {len(self.left_out)} left out" if self.left_out else configured
+        return told if len(told) <= LONGEST_LO else configured
+
+
 def _reports(
     segmentation: Segmentation, rois: Iterable[_Roi], options: RtStructOptions
 ) -> tuple[RoiReport, ...]:
@@ -277,13 +335,16 @@ def _scaffold() -> FileDataset:
     return dataset
 
 
-def _rt_series(dataset: Dataset, uids: _Uids, options: RtStructOptions, created_at: datetime) -> None:
+def _rt_series(
+    dataset: Dataset, uids: _Uids, options: RtStructOptions, absent: _Absent, created_at: datetime
+) -> None:
     """PS3.3 C.8.8.1."""
     dataset.Modality = "RTSTRUCT"
     dataset.SeriesInstanceUID = uids.series
     dataset.SeriesNumber = _SERIES_NUMBER
     dataset.SeriesDate, dataset.SeriesTime = date_and_time(created_at)
-    dataset.SeriesDescription = ascii_text(options.series_description, 64)
+    described = absent.in_series_description(options.series_description)
+    dataset.SeriesDescription = ascii_text(described, LONGEST_LO)
     dataset.OperatorsName = ""
 
 
@@ -303,7 +364,12 @@ def _frame_of_reference(dataset: Dataset, series: CtSeries) -> None:
 
 
 def _structure_set(
-    dataset: Dataset, series: CtSeries, rois: tuple[_Roi, ...], options: RtStructOptions, created_at: datetime
+    dataset: Dataset,
+    series: CtSeries,
+    rois: tuple[_Roi, ...],
+    options: RtStructOptions,
+    absent: _Absent,
+    created_at: datetime,
 ) -> None:
     """PS3.3 C.8.8.5."""
     label = filled_label(
@@ -315,11 +381,10 @@ def _structure_set(
     )
     dataset.StructureSetLabel = ascii_text(label, LONGEST_LABEL)
     dataset.StructureSetName = ascii_text(options.series_description, 64)
-    dataset.StructureSetDescription = ascii_text(
-        f"Drawn by {provenance(options.model)}, AnatomyNode {options.program_version}. "
-        + NOT_A_MEDICAL_DEVICE,
-        1024,
-    )
+    drawn_by = f"Drawn by {provenance(options.model)}, AnatomyNode {options.program_version}."
+    room = LONGEST_ST - len(drawn_by) - len(NOT_A_MEDICAL_DEVICE) - 2
+    described = " ".join(filter(None, (absent.in_words(room), drawn_by, NOT_A_MEDICAL_DEVICE)))
+    dataset.StructureSetDescription = ascii_text(described, LONGEST_ST)
     dataset.InstanceNumber = 1
     dataset.StructureSetDate, dataset.StructureSetTime = date_and_time(created_at)
     dataset.ReferencedFrameOfReferenceSequence = [_referenced_frame_of_reference(series)]

@@ -7,6 +7,7 @@ Never uses what wrote the object: geometry comes from the CT's headers, masks fr
 
 from __future__ import annotations
 
+import re
 import struct
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -275,6 +276,15 @@ def _equipment(case: _Case) -> Iterator[str]:
         yield "its description does not say that this is no medical device"
 
 
+def _absences(case: _Case) -> Iterator[str]:
+    """What the clinic wants and the object does not draw is named where people read."""
+    described = str(case.dataset.get("StructureSetDescription", ""))
+    for name in sorted(case.named.keys() - case.masked.keys()):
+        is_told = re.search(rf"[:;] {re.escape(name)}(?=[;. ])", described)
+        if not is_told and "and more, see the job" not in described:
+            yield f"its description does not say that {name} is not drawn"
+
+
 def _values(dataset: Dataset, keyword: str) -> list[object]:
     value = dataset.get(keyword)
     return list(value) if isinstance(value, MultiValue) else [] if value is None else [value]
@@ -503,6 +513,7 @@ _CHECKS: tuple[tuple[str, _Check], ...] = (
     ("patient and study are the CT's", _same_patient_and_study),
     ("required attributes", _required),
     ("equipment", _equipment),
+    ("what is not drawn is told", _absences),
     ("new UIDs", _new_uids),
     ("frame of reference", _frame_of_reference),
     ("referenced series", _referenced_series),

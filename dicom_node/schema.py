@@ -8,16 +8,17 @@ Never holds a patient's name, ID or birth date: what people search for is kept a
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from enum import StrEnum
 from typing import Any
 
 from sqlalchemy import JSON, CheckConstraint, ForeignKey, Index, UniqueConstraint, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from dicom_node.states import CompanionKind, DeliveryState, JobState, SeriesState
+from dicom_node.states import COMPANION_TRANSITIONS, CompanionKind, DeliveryState, JobState, SeriesState
 
 
-def _one_of(column: str, states: type[StrEnum]) -> CheckConstraint:
+def _one_of(column: str, states: Iterable[StrEnum]) -> CheckConstraint:
     names = ", ".join(f"'{state.value}'" for state in states)
     return CheckConstraint(f"{column} IN ({names})", name=f"{column}_is_known")
 
@@ -68,6 +69,10 @@ class Series(Base):
     pushed_again_at: Mapped[float | None]
     """When an instance that was already here was last pushed again, byte for byte."""
     completed_at: Mapped[float | None]
+    slices_removed_at: Mapped[float | None]
+    """Since when its received files are gone; NULL again once one of them comes again."""
+    results_removed_at: Mapped[float | None]
+    """Since when its results and the rows of its instances are gone; NULL again once slices come."""
 
 
 class Instance(Base):
@@ -209,7 +214,7 @@ class Companion(Base):
     __tablename__ = "companions"
     __table_args__ = (
         _one_of("kind", CompanionKind),
-        _one_of("state", DeliveryState),
+        _one_of("state", COMPANION_TRANSITIONS),
         UniqueConstraint("job_id", "destination", "kind", name="one_companion_a_kind"),
         Index("companions_that_are_due", "destination", "state", "next_attempt_at"),
     )
@@ -243,6 +248,22 @@ class Transition(Base):
     to_state: Mapped[str]
     at: Mapped[float]
     reason: Mapped[str]
+
+
+class Removal(Base):
+    """What was removed of a finished series to make room."""
+
+    __tablename__ = "removals"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    series_id: Mapped[int] = mapped_column(ForeignKey("series.id"), index=True)
+    what: Mapped[str]
+    """`slices` or `results`."""
+    cause: Mapped[str]
+    """`age` or `space`."""
+    files: Mapped[int]
+    size_bytes: Mapped[int]
+    at: Mapped[float]
 
 
 class Discarded(Base):

@@ -51,6 +51,8 @@ class DeliveryState(StrEnum):
     """The destination answered success (or a warning) to C-STORE."""
     COMMITTED = "COMMITTED"
     """The destination said that it has the object and is to be relied on for it (PS3.4 Annex J)."""
+    HELD = "HELD"
+    """Waits until a person releases it for this destination; the others do not wait."""
     REFUSED = "REFUSED"
     """The destination will never take it as it is."""
     CANCELLED = "CANCELLED"
@@ -58,7 +60,7 @@ class DeliveryState(StrEnum):
 
 
 class CompanionKind(StrEnum):
-    """What goes to a destination beside an RT-STRUCT, or in place of one; its states are a delivery's."""
+    """What goes to a destination beside an RT-STRUCT, or in place of one; a delivery's states but HELD."""
 
     PICTURES = "PICTURES"
     """The contours on the CT, for whoever opens the study."""
@@ -95,7 +97,10 @@ JOB_TRANSITIONS: dict[JobState, frozenset[JobState]] = {
 }
 
 DELIVERY_TRANSITIONS: dict[DeliveryState, frozenset[DeliveryState]] = {
-    DeliveryState.PENDING: frozenset({DeliveryState.STORED, DeliveryState.REFUSED, DeliveryState.CANCELLED}),
+    DeliveryState.PENDING: frozenset(
+        {DeliveryState.STORED, DeliveryState.HELD, DeliveryState.REFUSED, DeliveryState.CANCELLED}
+    ),
+    DeliveryState.HELD: frozenset({DeliveryState.PENDING, DeliveryState.REFUSED, DeliveryState.CANCELLED}),
     # What a destination says that it has not kept is stored again, and refused where that does not help.
     DeliveryState.STORED: frozenset({DeliveryState.COMMITTED, DeliveryState.PENDING, DeliveryState.REFUSED}),
     DeliveryState.COMMITTED: frozenset({DeliveryState.PENDING}),
@@ -103,7 +108,14 @@ DELIVERY_TRANSITIONS: dict[DeliveryState, frozenset[DeliveryState]] = {
     DeliveryState.CANCELLED: frozenset({DeliveryState.PENDING}),
 }
 
+COMPANION_TRANSITIONS: dict[DeliveryState, frozenset[DeliveryState]] = {
+    state: followers - {DeliveryState.HELD}
+    for state, followers in DELIVERY_TRANSITIONS.items()
+    if state is not DeliveryState.HELD  # what is held is told of by a notice, which goes out at once
+}
+
 JOB_ENDS = frozenset(
     {JobState.SENT, JobState.REJECTED, JobState.FAILED, JobState.CANCELLED, JobState.IGNORED}
 )
+DELIVERY_WAITS = frozenset({DeliveryState.PENDING, DeliveryState.HELD})
 DELIVERY_SUCCESSES = frozenset({DeliveryState.STORED, DeliveryState.COMMITTED})

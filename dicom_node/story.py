@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 from sqlalchemy import ColumnElement, Engine, distinct, func, or_, select
@@ -20,7 +21,17 @@ from dicom_node import commitments, companions, completeness, jobs
 from dicom_node.database import reading, transaction
 from dicom_node.errors import PermanentError
 from dicom_node.keyed_hash import KeyedHash
-from dicom_node.schema import Arrival, Association, Companion, Delivery, Instance, Job, Series, Transition
+from dicom_node.schema import (
+    Arrival,
+    Association,
+    Companion,
+    Delivery,
+    Instance,
+    Job,
+    Removal,
+    Series,
+    Transition,
+)
 from dicom_node.states import CompanionKind, DeliveryState
 
 LISTED = 200
@@ -146,14 +157,14 @@ def retry(engine: Engine, job: int, clock: Clock = time.time) -> str:
     return _ask(engine, job, companions.retry, clock)
 
 
-def release(engine: Engine, job: int, clock: Clock = time.time) -> str:
-    """Let a held job go on.
+def release(engine: Engine, job: int, clock: Clock = time.time, destination: str | None = None) -> str:
+    """Let go on what is held: a job, or its deliveries, or the one to a destination.
 
     Raises:
         NoSuchJobError: there is none of this number.
-        IllegalTransitionError: it is not held.
+        NotHeldError: nothing of it is held.
     """
-    return _ask(engine, job, companions.release, clock)
+    return _ask(engine, job, partial(companions.release, destination=destination), clock)
 
 
 def cancel(engine: Engine, job: int, clock: Clock = time.time) -> str:
@@ -171,9 +182,11 @@ def _ask(engine: Engine, number: int, verb: Callable[[Session, Job, float], None
         job = job_of(session, number)
         before = job.state
         verb(session, job, clock())
-        pending = sum(one.state is DeliveryState.PENDING for one in jobs.deliveries_of(session, job))
-        going_out = f"; {pending} delivery(ies) to go out" if pending else ""
-        return f"job {number} was {before} and is now {job.state}{going_out}"
+        states = [one.state for one in jobs.deliveries_of(session, job)]
+        told = {"to go out": DeliveryState.PENDING, "still held": DeliveryState.HELD}
+        counts = {words: states.count(state) for words, state in told.items()}
+        left = "".join(f"; {count} delivery(ies) {words}" for words, count in counts.items() if count)
+        return f"job {number} was {before} and is now {job.state}{left}"
 
 
 def job_of(session: Session, number: int) -> Job:
@@ -259,6 +272,12 @@ def _series_facts(session: Session, series: Series) -> dict[str, Any]:
         "completed_at": _iso_or_none(series.completed_at),
         "evidence": series.evidence,
         "flag": series.flag,
+        "removals": [
+            {"what": one.what, "cause": one.cause, "files": one.files, "at": _iso(one.at)}
+            for one in session.scalars(
+                select(Removal).where(Removal.series_id == series.id).order_by(Removal.id)
+            )
+        ],
     }
 
 
@@ -363,6 +382,10 @@ def _told(story: Story) -> Iterator[str]:
         yield f"Complete by evidence: {completeness.in_words(series['evidence'])}."
     if series["flag"] is not None:
         yield f"Note: {series['flag']}."
+    for one in series["removals"]:
+        why = "they were of age" if one["cause"] == "age" else "space was wanted"
+        at = _clock_words(one["at"])
+        yield f"{one['files']} file(s) of its {one['what']} were removed at {at} UTC: {why}."
     yield ""
     for change in story.transitions:
         yield f"  {_clock_words(change['at'])}  {change['subject']:<8} -> {change['to']}: {change['reason']}"

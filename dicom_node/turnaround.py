@@ -2,7 +2,7 @@
 
 Owns the histograms and the names of the stages outside the contouring.
 Speaks seconds; read anew from the whole history after a restart, so that no count ever falls.
-Never counts a result that is only sent again.
+Never counts a result that is only sent again, or that waited for a person.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import accumulate
 
-from sqlalchemy import Select, func, select
+from sqlalchemy import Select, func, or_, select
 from sqlalchemy.orm import Session, aliased
 
 from dicom_node.schema import Delivery, Job, Series, Transition
@@ -83,7 +83,7 @@ class TurnaroundHistory:
             if change.to_state == JobState.READY:
                 for stage, seconds in _until_ready(job, series):
                     self._observe(stage, seconds)
-            else:
+            elif not _waited_for_a_person(session, job):
                 stored_at = _stored_at(session, job) or change.at
                 self._observe("delivery", stored_at - _ready_at(session, job))
                 if _still_describes(series, job):
@@ -133,6 +133,19 @@ def _until_ready(job: Job, series: Series) -> Iterator[tuple[str, float]]:
 def _still_describes(series: Series, job: Job) -> bool:
     """Whether the row's times are those of the job's revision; a later revision overwrites them."""
     return series.revision == job.revision and series.last_instance_at <= job.created_at
+
+
+def _waited_for_a_person(session: Session, job: Job) -> bool:
+    """Whether it, or a delivery of it, was held: how long a person took says nothing about the node."""
+    deliveries = select(Delivery.id).where(Delivery.job_id == job.id)
+    held = select(Transition.id).where(
+        Transition.to_state == JobState.HELD,
+        or_(
+            (Transition.subject == "job") & (Transition.subject_id == job.id),
+            (Transition.subject == "delivery") & Transition.subject_id.in_(deliveries),
+        ),
+    )
+    return session.scalars(held.limit(1)).first() is not None
 
 
 def _ready_at(session: Session, job: Job) -> float:

@@ -39,6 +39,10 @@ from tests.tools import free_port, needs
 
 PHANTOM = Phantom()
 GAP = Phantom(offsets_mm=tuple(3.0 * index for index in range(24) if index != 7))
+TILTED = PHANTOM.but(
+    orientation=(1.0, 0.0, 0.0, 0.0, 0.9659258262890683, -0.25881904510252074),
+    step_direction=(0.0, 0.0, 1.0),
+)
 JAPANESE = {"SpecificCharacterSet": ["", "ISO 2022 IR 87"], "PatientName": "Yamada^Tarou=山田^太郎"}
 
 
@@ -283,11 +287,7 @@ def test_contours_that_are_held_for_review_say_so_and_come_when_they_are_release
     node = make_node(archive.port)
     review = node.config.review.model_copy(update={"hold": ("tilted",)})
     node.config = node.config.model_copy(update={"review": review})
-    tilted = PHANTOM.but(
-        orientation=(1.0, 0.0, 0.0, 0.0, 0.9659258262890683, -0.25881904510252074),
-        step_direction=(0.0, 0.0, 1.0),
-    )
-    node.contour((tilted, None))
+    node.contour((TILTED, None))
     node.send()
     (notice,) = captures(archive)
     assert "wait for a person" in notice.ImageComments
@@ -298,6 +298,31 @@ def test_contours_that_are_held_for_review_say_so_and_come_when_they_are_release
     assert node.job().state is JobState.SENT
     assert [one.state for one in node.companions()] == [DeliveryState.STORED] * 2
     assert len(captures(archive)) == 3
+
+
+def test_where_one_destination_holds_the_contours_its_study_says_so_and_shows_them_once_released(
+    make_node: Callable[..., Node], archive: StandInPacs, tmp_path: Path
+) -> None:
+    with StandInPacs(tmp_path / "tps", "TPS") as planning:
+        node = make_node(archive.port, tps={"port": planning.port, "ae_title": "TPS", "hold": ["tilted"]})
+        node.contour((TILTED, None))
+        node.send()
+        assert (len(archive.instances(RTStructureSetStorage)), len(captures(archive))) == (1, 2)
+        (notice,) = captures(planning)
+        assert "wait for a person" in notice.ImageComments
+        assert "before this is sent to tps: the gantry was tilted by 15.0 degrees" in notice.ImageComments
+        assert len(planning.instances(RTStructureSetStorage)) == 0
+        assert "To tps: HELD" in story.show(node.engine, 1).in_words()
+        told = story.release(node.engine, 1, node.clock, "tps")
+        assert told == "job 1 was READY and is now READY; 1 delivery(ies) to go out"
+        node.send()
+        assert (len(planning.instances(RTStructureSetStorage)), len(captures(planning))) == (1, 3)
+        assert node.job().state is JobState.SENT
+        assert [one.state for one in node.companions()] == [DeliveryState.STORED] * 3
+        figures = metrics.NodeCollector(node.engine, node.config, ReceptionFigures(), node.clock)
+        shown = metrics.exposition(figures)().decode()
+        assert 'anatomynode_deliveries{destination="tps",state="HELD"} 0.0' in shown
+        assert "anatomynode_turnaround_seconds_count 0.0" in shown
 
 
 def test_an_rt_struct_that_was_refused_gives_no_notice(make_node: Callable[..., Node]) -> None:

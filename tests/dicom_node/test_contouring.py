@@ -205,7 +205,7 @@ def test_two_studies_in_a_folder_are_not_chosen_between(folder: Path) -> None:
 
 def test_a_folder_without_ct_is_refused(tmp_path: Path) -> None:
     (tmp_path / "readme").write_text("nothing")
-    with pytest.raises(SeriesRejectedError, match="no CT image: 1 not_dicom"):
+    with pytest.raises(SeriesRejectedError, match="no CT that can be contoured: 1 not_dicom"):
         read_folder(tmp_path, SETTINGS.series, 3.0)
 
 

@@ -174,7 +174,38 @@ REFUSALS: dict[str, tuple[dict[str, object], str, str]] = {
     "Enhanced CT": ({"SOPClassUID": "1.2.840.10008.5.1.4.1.1.2.1"}, "enhanced_ct", "Enhanced CT"),
     "localizer": ({"ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"]}, "localizer", "LOCALIZER"),
     "MIP": ({"ImageType": ["DERIVED", "SECONDARY", "MIP"]}, "no_planning_image", "MIP"),
-    "electron density": ({"RescaleType": "ED"}, "no_planning_image", "'ED'"),
+    "axial MPR": ({"ImageType": ["DERIVED", "SECONDARY", "MPR"]}, "no_planning_image", "MPR"),
+    "Siemens MPR": (
+        {"ImageType": ["DERIVED", "SECONDARY", "AXIAL", "CSA MPR"]},
+        "no_planning_image",
+        "MPR",
+    ),
+    "other unit": ({"RescaleType": "OD"}, "no_planning_image", "'OD'"),
+    "derived, unit unspecified": (
+        {"ImageType": ["DERIVED", "PRIMARY", "AXIAL"], "RescaleType": "US"},
+        "no_planning_image",
+        "'US'",
+    ),
+    **{
+        f"map by its unit {unit}": ({"RescaleType": unit}, "multi_energy", f"(RescaleType {unit})")
+        for unit in ("MGML", "PCT", "Z_EFF", "ED", "EDW", "HU_MOD")
+    },
+    **{
+        f"map by its type {kind}": (
+            {"ImageType": ["DERIVED", "PRIMARY", "AXIAL", kind]},
+            "multi_energy",
+            kind,
+        )
+        for kind in (
+            *("MAT_SPECIFIC", "MAT_REMOVED", "MAT_FRACTIONAL", "MAT_MODIFIED", "MAT_VALUE_BASED"),
+            *("EFF_ATOMIC_NUM", "ELECTRON_DENSITY"),
+        )
+    },
+    "multi-energy without a unit": (
+        {"MultienergyCTAcquisition": "YES", "RescaleType": None},
+        "multi_energy",
+        "RescaleType is missing",
+    ),
     "lossy before": ({"LossyImageCompression": "01"}, "lossy", "01"),
     "no position": ({"ImagePositionPatient": None}, "missing_attribute", "ImagePositionPatient"),
     "empty position": ({"ImagePositionPatient": []}, "missing_attribute", "ImagePositionPatient"),
@@ -212,6 +243,32 @@ def test_what_is_no_planning_slice_is_refused_by_name_and_with_numbers(name: str
     assert numbers in problem.reason
     assert "Phantom^Test" not in problem.reason
     assert "PHANTOM-1" not in problem.reason
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        {"ImageType": ["DERIVED", "PRIMARY", "AXIAL"]},
+        {"ImageType": ["DERIVED", "SECONDARY", "AXIAL"], "RescaleType": None},
+        {"ImageType": ["ORIGINAL", "SECONDARY", "AXIAL"]},
+        {"ImageType": ["DERIVED", "PRIMARY", "AXIAL", "VMI"], "MultienergyCTAcquisition": "YES"},
+        {"ImageType": ["ORIGINAL", "PRIMARY", "AXIAL", "CT_SOM5 SPI"], "RescaleType": "US"},
+        {"ImageType": None},
+    ],
+    ids=str,
+)
+def test_a_derived_secondary_or_monoenergetic_ct_is_taken_where_nothing_speaks_against_it(
+    overrides: dict[str, object],
+) -> None:
+    read = read_slice(BytesIO(first_of(SMALL.but(overrides=overrides))))
+    np.testing.assert_array_equal(read.hu, read_slice(BytesIO(first_of(SMALL))).hu)
+
+
+def test_the_unit_of_the_values_stands_against_a_series_before_its_pixels_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "slice"
+    path.write_bytes(first_of(SMALL.but(overrides={"RescaleType": "MGML"})))
+    with pytest.raises(SliceRejectedError, match="mg/ml"):
+        read_header(path)
 
 
 def test_a_number_that_is_none_is_refused() -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,12 +12,14 @@ from sqlalchemy.orm import Session
 
 from dicom_node import jobs, migrate
 from dicom_node.database import open_engine, reading, transaction
-from dicom_node.jobs import IllegalTransitionError, Kept, Model, Result
-from dicom_node.schema import Delivery, Instance, Job, Series, Transition
+from dicom_node.jobs import IllegalTransitionError, Kept, Model, NotHeldError, Result
+from dicom_node.schema import Companion, Delivery, Instance, Job, Series, Transition
 from dicom_node.states import (
+    COMPANION_TRANSITIONS,
     DELIVERY_TRANSITIONS,
     JOB_TRANSITIONS,
     SERIES_TRANSITIONS,
+    CompanionKind,
     DeliveryState,
     JobState,
     SeriesState,
@@ -96,13 +99,14 @@ EVERY_PAIR = [
         ("series", SERIES_TRANSITIONS),
         ("jobs", JOB_TRANSITIONS),
         ("deliveries", DELIVERY_TRANSITIONS),
+        ("companions", COMPANION_TRANSITIONS),
     )
     for before, followers in table.items()
     for after in type(before)
 ]
 
 
-def _subject_in(session: Session, table: str, state: str) -> Series | Job | Delivery:
+def _subject_in(session: Session, table: str, state: str) -> jobs.Subject:
     series = new_series(session)
     job = Job(series_id=series.id, revision=1, model_name="m", model_sha256="a", created_at=1.0)
     session.add(job)
@@ -110,7 +114,12 @@ def _subject_in(session: Session, table: str, state: str) -> Series | Job | Deli
     delivery = Delivery(job_id=job.id, destination="pacs", created_at=1.0, next_attempt_at=1.0)
     session.add(delivery)
     session.flush()
-    subject = {"series": series, "jobs": job, "deliveries": delivery}[table]
+    beside = Companion(
+        job_id=job.id, destination="pacs", kind=CompanionKind.NOTICE, created_at=1.0, next_attempt_at=1.0
+    )
+    session.add(beside)
+    session.flush()
+    subject = {"series": series, "jobs": job, "deliveries": delivery, "companions": beside}[table]
     session.execute(text(f"DROP TRIGGER {table}_state_follows_the_table"))
     session.execute(text(f"UPDATE {table} SET state = '{state}'"))
     migrate.install_triggers(session.connection())
@@ -119,7 +128,7 @@ def _subject_in(session: Session, table: str, state: str) -> Series | Job | Deli
 
 
 def test_every_pair_of_states_is_legal_or_refused_by_mover_and_database_alike(engine: Engine) -> None:
-    assert len(EVERY_PAIR) == 2 * 2 + 9 * 9 + 5 * 5
+    assert len(EVERY_PAIR) == 2 * 2 + 9 * 9 + 6 * 6 + 5 * 6
     for table, before, after, legal in EVERY_PAIR:
         with Session(engine) as session:
             subject = _subject_in(session, table, before)
@@ -294,6 +303,88 @@ def test_a_job_without_destinations_ends_well_and_says_so(engine: Engine) -> Non
         assert "no destination" in (job.reason or "")
 
 
+HELD_RESULT = replace(RESULT, holds={"tps": "the gantry was tilted by 15.0 degrees"})
+
+
+def ready_with_one_held(session: Session) -> tuple[Series, Job, Delivery, Delivery]:
+    series, job = completed(session)
+    jobs.start(session, job, 11.0, "begun")
+    jobs.finish(session, job, HELD_RESULT, ["pacs", "tps"], 12.0)
+    pacs, tps = jobs.deliveries_of(session, job)
+    return series, job, pacs, tps
+
+
+def test_what_one_destination_holds_goes_to_the_others_at_once_and_to_it_once_released(
+    engine: Engine,
+) -> None:
+    with transaction(engine) as session:
+        _, job, pacs, tps = ready_with_one_held(session)
+        assert (pacs.state, tps.state) == (DeliveryState.PENDING, DeliveryState.HELD)
+        assert "held for tps: the gantry was tilted" in (job.reason or "")
+        assert f"jobs release {job.id} --destination tps" in (tps.reason or "")
+        assert jobs.named_files(session) == {RESULT.first.file}
+        jobs.delivery_stored(session, pacs, 0x0000, "success", 13.0)
+        assert job.state is JobState.READY
+        with pytest.raises(NotHeldError, match="job 1 is READY, and nothing for pacs is held"):
+            jobs.release(session, job, 20.0, "pacs")
+        jobs.release(session, job, 20.0, "tps")
+        assert (tps.state, tps.next_attempt_at) == (DeliveryState.PENDING, 20.0)
+        jobs.delivery_stored(session, tps, 0x0000, "success", 21.0)
+        assert job.state is JobState.SENT
+
+
+@pytest.mark.parametrize("released", [False, True])
+def test_a_held_delivery_stays_so_through_push_and_retry_until_it_was_released_once(
+    engine: Engine, released: bool
+) -> None:
+    with transaction(engine) as session:
+        series, job, pacs, tps = ready_with_one_held(session)
+        if released:
+            jobs.release(session, job, 12.5)
+        expected = DeliveryState.PENDING if released else DeliveryState.HELD
+        jobs.delivery_refused(session, pacs, 0xA900, "data set does not match", 13.0)
+        assert (job.state, tps.state) == (JobState.FAILED, expected)
+        jobs.deliver_again(session, series, "pushed again", 14.0)
+        assert (pacs.state, tps.state) == (DeliveryState.PENDING, expected)
+        jobs.delivery_refused(session, pacs, 0xA900, "data set does not match", 15.0)
+        pacs.rt_struct_file = None  # damaged: a retry contours again
+        jobs.retry(session, job, 16.0)
+        jobs.start(session, job, 17.0, "begun")
+        jobs.finish(session, job, HELD_RESULT, ["pacs", "tps"], 18.0)
+        assert (pacs.state, tps.state) == (DeliveryState.PENDING, expected)
+
+
+def test_what_a_person_cancelled_while_it_was_held_is_held_again_when_asked_for(engine: Engine) -> None:
+    with transaction(engine) as session:
+        _, job, _, tps = ready_with_one_held(session)
+        jobs.cancel(session, job, 13.0)
+        assert (job.state, tps.state) == (JobState.CANCELLED, DeliveryState.CANCELLED)
+        jobs.retry(session, job, 14.0)
+        jobs.start(session, job, 15.0, "begun")
+        jobs.finish(session, job, HELD_RESULT, ["pacs", "tps"], 16.0)
+        assert tps.state is DeliveryState.HELD
+
+
+def test_a_later_revision_takes_the_place_of_what_is_held_and_names_no_predecessor_there(
+    engine: Engine,
+) -> None:
+    with transaction(engine) as session:
+        series, job, pacs, tps = ready_with_one_held(session)
+        jobs.delivery_stored(session, pacs, 0x0000, "success", 13.0)
+        come(session, series)
+        jobs.reopen_if_late(session, series, 20.0)
+        later = jobs.complete(session, series, EVIDENCE, "30 s of quiet", MODEL, 60.0)
+        assert jobs.predecessors(session, later) == {"pacs": RESULT.first.sop_instance_uid}
+        jobs.start(session, later, 61.0, "begun")
+        assert tps.state is DeliveryState.HELD, "the later one may yet be rejected"
+        jobs.finish(session, later, HELD_RESULT, ["pacs", "tps"], 62.0)
+        assert (tps.state, job.state) == (DeliveryState.CANCELLED, JobState.SENT)
+        assert [one.state for one in jobs.deliveries_of(session, later)] == [
+            DeliveryState.PENDING,
+            DeliveryState.HELD,
+        ]
+
+
 # --- persons and crashes -----------------------------------------------------------------------
 
 
@@ -302,7 +393,7 @@ def test_a_person_may_cancel_what_goes_on_and_ask_again_for_what_ended(engine: E
         _, job = completed(session)
         with pytest.raises(IllegalTransitionError):
             jobs.retry(session, job, 11.0)
-        with pytest.raises(IllegalTransitionError):
+        with pytest.raises(NotHeldError):
             jobs.release(session, job, 11.0)
         jobs.cancel(session, job, 12.0)
         assert job.state is JobState.CANCELLED

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from io import BytesIO
@@ -14,7 +15,10 @@ from dicom_node import review, rt_struct, rt_struct_check
 from dicom_node.config import read_config
 from dicom_node.ct_series import CtSeries
 from dicom_node.errors import ConfigurationError, SeriesRejectedError
+from dicom_node.rt_struct_check import RtStructCheckError
+from dicom_node.structure_template import Entry, Template
 from inference.flags import FLAGS
+from inference.postprocessing import absent
 from inference.segmentation import Segmentation
 from tests import organs, phantoms
 from tests.dicom_node.test_rt_struct import GEOMETRIES
@@ -45,6 +49,46 @@ def test_a_structure_that_is_left_out_is_not_in_the_object_and_keeps_its_flags()
     told = {roi.name: roi.flags for roi in made.rois}
     assert told["Parotid_L"] == ("unequal_sides", "low_confidence", "left_out")
     assert told["Parotid_R"] == ("unequal_sides",)
+
+
+def test_what_is_not_drawn_is_told_where_a_dosimetrist_looks_and_the_check_insists_on_it() -> None:
+    odd = {"Parotid_L": ("unequal_sides", "low_confidence")}
+    *some, last = review.without(flagged(SERIES, odd), ("low_confidence",)).structures
+    segmentation = Segmentation((*some, absent(last.structure)), "cpu", {})
+    names = {"Parotid_R": Entry(leave_out=True), "Parotid_L": Entry(name="PG left")}
+    options = replace(organs.options(), leave_out=("low_confidence",), template=Template(structures=names))
+    made = rt_struct.build(SERIES, segmentation, options).data
+    dataset = dcmread(BytesIO(made))
+    told = dataset.StructureSetDescription
+    assert told.startswith(
+        "Left out, draw by hand: PG left (unequal sides, low confidence). "
+        f"Not found: {last.structure.name}. Not wanted by the template: Parotid_R. Drawn by "
+    )
+    assert "Not a medical device" in told
+    assert dataset.SeriesDescription == "AnatomyNode contours (unapproved); 1 left out"
+    rt_struct_check.check(made, SERIES, segmentation, options)
+    dataset.StructureSetDescription = told.replace("PG left", "PG right")
+    changed = BytesIO()
+    dataset.save_as(changed)
+    with pytest.raises(RtStructCheckError, match="does not say that PG left is not drawn"):
+        rt_struct_check.check(changed.getvalue(), SERIES, segmentation, options)
+
+
+def test_however_many_are_not_drawn_the_words_keep_their_limits_and_cut_no_name() -> None:
+    drawn = flagged(SERIES, {}).structures
+    missing = [absent(organs.structure(f"Structure_{number:03d}", 1)) for number in range(100)]
+    missing += [replace(absent(organs.structure("Parotid_L", 1)), flags=("low_confidence", "left_out"))]
+    kept = [found for found in drawn if found.structure.name != "Parotid_L"]
+    segmentation = Segmentation((*kept, *missing), "cpu", {})
+    options = replace(organs.options(), series_description="C" * 60)
+    made = rt_struct.build(SERIES, segmentation, options).data
+    rt_struct_check.check(made, SERIES, segmentation, options)
+    dataset = dcmread(BytesIO(made))
+    told = dataset.StructureSetDescription
+    assert 900 < len(told) <= 1024
+    assert told.startswith("Left out, draw by hand: Parotid_L (low confidence). Not found: Structure_000; ")
+    assert re.search(r"; Structure_\d{3}; and more, see the job\. Drawn by ", told)
+    assert dataset.SeriesDescription == "C" * 60
 
 
 def test_another_policy_is_another_object() -> None:
@@ -99,3 +143,13 @@ def test_a_flag_that_means_nothing_there_is_a_configuration_error_that_names_the
     assert f"review.{key}" in problem
     assert flag in problem
     assert FLAGS[-1] in problem
+
+
+def test_a_destination_that_holds_an_unknown_flag_is_a_configuration_error_with_its_path(
+    tmp_path: Path,
+) -> None:
+    file = tmp_path / "config.yaml"
+    pacs = "{name: pacs, host: h, port: 104, ae_title: A, hold: [tilted, odd]}"
+    file.write_text(f"peers: []\ndestinations: [{pacs}]\n")
+    with pytest.raises(ConfigurationError, match=r"destinations\[0\]\.hold: .*no flag odd; known: "):
+        read_config(file)

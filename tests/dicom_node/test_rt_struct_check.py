@@ -487,7 +487,7 @@ def test_the_true_object_passes_every_check(mode, other):
     assert len(report.rois) == 5
     assert all(roi.dice == 1.0 for roi in report.rois if mode == "voxel")
     assert all(roi.furthest_from_plane_mm <= 0.01 for roi in report.rois)
-    assert len(report.checks) == 16
+    assert len(report.checks) == 17
 
 
 @pytest.mark.parametrize(
