@@ -28,8 +28,8 @@ IN_THE_QUEUE = 2
 """Series that may be unfinished before the scanner waits."""
 REACHED_WITHIN_S = 30.0
 ENDS_WITHIN_S = 180.0
-KILLS_BETWEEN_RESULTS = 3
-"""Of the worker: a job under which it died five times is failed on purpose."""
+MOST_CRASHES = 2
+"""Of any job before the worker is killed, twice at most, again: the fifth crash under a job fails it."""
 RANDOM = "a random moment"
 
 
@@ -112,17 +112,12 @@ def _kill(
     chance: random.Random,
 ) -> None:
     """Carry out the plan until there were as many kills as wanted."""
-    since_result, results = 0, 0
     kills = outcome.kills
     for name, point in plan:
         if kills.total() >= wanted:
             return
-        sent = node.jobs()[JobState.SENT]
-        if sent > results:
-            since_result, results = 0, sent
-        if name != "listener" and since_result >= KILLS_BETWEEN_RESULTS:
-            _until_result(node, results)
-            since_result, results = 0, node.jobs()[JobState.SENT]
+        if name != "listener":
+            _spare(node)
         time.sleep(chance.uniform(0.0, 1.5))
         victims = ("listener", "worker") if name == "both" else (name,)
         node.kill(*victims)
@@ -130,20 +125,19 @@ def _kill(
         for victim in victims:
             call = chance.randint(1, SLICES) if point is not None and point.by_slice else 1
             node.start(victim, point, call)
-        since_result += name != "listener"
         if point is None:
             continue
         if node.died(name, REACHED_WITHIN_S):
             kills[name, point.name] += 1
-            since_result += name == "worker"
             node.start(name)
         else:
             outcome.missed[name, point.name] += 1
 
 
-def _until_result(node: Node, results: int) -> None:
-    deadline = time.monotonic() + REACHED_WITHIN_S
-    while node.jobs()[JobState.SENT] <= results and time.monotonic() < deadline:
+def _spare(node: Node) -> None:
+    """Wait until no job is about to be taken for one that kills the worker by itself."""
+    deadline = time.monotonic() + ENDS_WITHIN_S
+    while node.most_crashes() > MOST_CRASHES and time.monotonic() < deadline:
         time.sleep(0.1)
 
 

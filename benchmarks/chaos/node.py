@@ -20,13 +20,14 @@ from typing import Any
 
 import yaml
 from pynetdicom.dsutils import split_dataset
-from sqlalchemy import select, text
+from sqlalchemy import func, select, text
 from sqlalchemy.orm import Session
 
 from benchmarks.chaos import archive, points, scanner
 from benchmarks.chaos.points import Point
 from dicom_node.database import open_engine, reading
-from dicom_node.schema import Instance, Job, Series
+from dicom_node.jobs import CRASHED
+from dicom_node.schema import Instance, Job, Series, Transition
 from dicom_node.states import JOB_ENDS, JobState, SeriesState
 from models.card import PACKAGES, read_package
 
@@ -137,6 +138,18 @@ class Node:
         """Jobs by state."""
         with self._reading() as session:
             return Counter(session.scalars(select(Job.state)))
+
+    def most_crashes(self) -> int:
+        """How often the worker has died under one job that has not ended."""
+        crashes = (
+            select(func.count())
+            .select_from(Job)
+            .join(Transition, (Transition.subject == "job") & (Transition.subject_id == Job.id))
+            .where(Job.state.not_in(JOB_ENDS), Transition.reason == CRASHED)
+            .group_by(Job.id)
+        )
+        with self._reading() as session:
+            return max(session.scalars(crashes), default=0)
 
     def ends(self) -> dict[str, list[tuple[str, str]]]:
         """For each study the states and reasons of its jobs."""
