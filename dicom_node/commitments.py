@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 from pydicom.uid import generate_uid
-from sqlalchemy import func, or_, select
+from sqlalchemy import Select, func, or_, select
 from sqlalchemy.orm import Session
 
 from dicom_node import jobs
@@ -133,23 +133,18 @@ def note(session: Session, report: Report, destinations: Collection[str], at: fl
     return True
 
 
+def has_reports(session: Session, destination: str) -> bool:
+    """Whether there is something to weigh; a look that holds up no writer."""
+    return session.execute(_unweighed(destination).limit(1)).first() is not None
+
+
 def weigh(session: Session, destination: Destination, delay_s: Callable[[int], float], at: float) -> int:
     """Make of each new report what follows from it; how many there were.
 
     Args:
         delay_s: how long to wait after so many failures.
     """
-    unweighed = (
-        select(Commitment, Delivery)
-        .join(Delivery, Delivery.id == Commitment.delivery_id)
-        .where(
-            Commitment.reported_at.is_not(None),
-            Commitment.weighed_at.is_(None),
-            Delivery.destination == destination.name,
-        )
-        .order_by(Commitment.reported_at, Commitment.id)
-    )
-    found = list(session.execute(unweighed))
+    found = list(session.execute(_unweighed(destination.name)))
     for request, delivery in found:
         request.weighed_at = at
         if not jobs.awaits_commitment(delivery) or request.stored_at != delivery.stored_at:
@@ -177,6 +172,19 @@ def give_up(session: Session, asked: Collection[str], at: float) -> None:
 def requests_of(session: Session, delivery: Delivery) -> int:
     """How often the destination was asked to commit itself to it."""
     return session.scalars(select(func.count()).where(Commitment.delivery_id == delivery.id)).one()
+
+
+def _unweighed(destination: str) -> Select[Commitment, Delivery]:
+    return (
+        select(Commitment, Delivery)
+        .join(Delivery, Delivery.id == Commitment.delivery_id)
+        .where(
+            Commitment.reported_at.is_not(None),
+            Commitment.weighed_at.is_(None),
+            Delivery.destination == destination,
+        )
+        .order_by(Commitment.reported_at, Commitment.id)
+    )
 
 
 def _not_kept(

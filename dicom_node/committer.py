@@ -122,10 +122,12 @@ class _Lane:
             self._weigh()
 
     def _weigh(self) -> None:
+        with reading(self._engine) as session:
+            if not commitments.has_reports(session, self.name):
+                return
         with transaction(self._engine) as session:
             weighed = commitments.weigh(session, self._destination, self._delay_s, self._clock())
-        if weighed:
-            log.info("weighed reports of storage commitment", destination=self.name, reports=weighed)
+        log.info("weighed reports of storage commitment", destination=self.name, reports=weighed)
 
     def _ask(self, delivery_id: int) -> bool:
         """Ask about one delivery; whether anybody was there."""

@@ -75,7 +75,7 @@ def asking(
         {
             "peers": [{"ae_title": "SCANNER", "addresses": ["127.0.0.1"]}],
             "listener": ListenerConfig(port=free_port()),
-            "destinations": [destination(port, storage_commitment=settings)],
+            "destinations": [destination(port, response_timeout_s=20.0, storage_commitment=settings)],
             "storage": {"folder": folder / "node", "reserve_mib": 1},
             **more,
         }
