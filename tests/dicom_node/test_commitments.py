@@ -342,7 +342,6 @@ def _only_then_killed(original: Callable[..., Any]) -> Callable[..., Any]:
         (storage_commitment, "ask", "before", 1),
         (storage_commitment, "ask", "after", 2),
         (committer.commitments, "taken", "after", 2),
-        (committer.commitments, "weigh", "after", 1),
     ],
 )
 def test_killed_at_every_point_it_is_asked_and_committed_all_the_same(
@@ -362,10 +361,12 @@ def test_killed_at_every_point_it_is_asked_and_committed_all_the_same(
     node.step()
     assert len(archive.requests) == asked
     assert archive.report(node.listener.port) == COMMITTED
-    with monkeypatch.context() as patch:
-        patch.setattr(committer.commitments, "weigh", _killed)
-        with pytest.raises(Killed):
-            node.step()
+    for weigh in (_killed, _only_then_killed(committer.commitments.weigh)):
+        with monkeypatch.context() as patch:
+            patch.setattr(committer.commitments, "weigh", weigh)
+            with pytest.raises(Killed):
+                node.step()
+        assert node.state() == (JobState.READY, DeliveryState.STORED)
     node.step()
     assert node.state() == (JobState.SENT, DeliveryState.COMMITTED)
 
