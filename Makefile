@@ -6,7 +6,7 @@ EXTRAS ?= cpu,test
 comma := ,
 INSTALLED := $(VENV)/.installed-$(subst $(comma),-,$(EXTRAS))
 
-.PHONY: install install-locked lock demo test bench clean
+.PHONY: install install-locked lock demo test bench chaos clean
 
 $(INSTALLED): setup.cfg pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -43,6 +43,11 @@ demo: install
 
 bench: install
 	$(VENV)/bin/python -m benchmarks
+
+# kill -9 two hundred times (about twenty minutes); then power cuts, which need root and loop devices.
+chaos: install
+	$(VENV)/bin/python -m benchmarks.chaos
+	$(VENV)/bin/python -m benchmarks.chaos.power
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info demo-output

@@ -24,7 +24,7 @@ from rich.table import Table
 from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 
-from dicom_node import contouring, scu
+from dicom_node import contouring, scu, storage_commitment
 from dicom_node.config import Config, Destination, read_config
 from dicom_node.database import open_engine, reading
 from dicom_node.editions import Editions
@@ -222,10 +222,13 @@ def _destination(destination: Destination, config: Config) -> Finding:
         scu.echo(destination, calling)
         if destination.preview:
             scu.accepts(destination, calling, SecondaryCaptureImageStorage)
+        if destination.storage_commitment.enabled:
+            scu.accepts(destination, calling, storage_commitment.SOP_CLASS_UID)
     except AnatomyNodeError as problem:
         return Finding(name, seen, problem.reason, fatal=False)
-    takes = " and takes pictures" if destination.preview else ""
-    return Finding(name, f"{seen} answers C-ECHO{takes}")
+    takes = ", takes pictures" if destination.preview else ""
+    commits = ", offers storage commitment" if destination.storage_commitment.enabled else ""
+    return Finding(name, f"{seen} answers C-ECHO{takes}{commits}")
 
 
 def _print(findings: list[Finding]) -> None:

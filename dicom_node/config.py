@@ -52,6 +52,21 @@ Uid = Annotated[str, Field(max_length=64, pattern=r"^(0|[1-9][0-9]*)(\.(0|[1-9][
 SECRET_VARIABLE = "ANATOMYNODE_HASH_KEY"  # noqa: S105 (the name of the variable, not the secret)
 
 
+def _are_networks(addresses: tuple[str, ...]) -> tuple[str, ...]:
+    for address in addresses:
+        ipaddress.ip_network(address, strict=False)
+    return addresses
+
+
+Networks = Annotated[tuple[str, ...], AfterValidator(_are_networks)]
+
+
+def is_within(address: str, networks: tuple[str, ...]) -> bool:
+    """Whether an IP address, an IPv4 one perhaps as IPv6 writes it, lies in one of the networks."""
+    ip = ipaddress.ip_address(address.removeprefix("::ffff:"))
+    return any(ip in ipaddress.ip_network(network, strict=False) for network in networks)
+
+
 class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -93,22 +108,19 @@ class Peer(_Section):
     """A DICOM application that may send to this node."""
 
     ae_title: AeTitle
-    addresses: tuple[str, ...]
+    addresses: Networks
     """IP addresses or networks, such as 10.1.2.3 or 10.1.2.0/24."""
 
     @field_validator("addresses")
     @classmethod
-    def _are_networks(cls, addresses: tuple[str, ...]) -> tuple[str, ...]:
+    def _is_there_one(cls, addresses: tuple[str, ...]) -> tuple[str, ...]:
         if not addresses:
             raise ValueError("name at least one address; 0.0.0.0/0 and ::/0 admit every one")
-        for address in addresses:
-            ipaddress.ip_network(address, strict=False)
         return addresses
 
     def admits(self, address: str) -> bool:
         """Whether a connection from `address` may use this AE title."""
-        ip = ipaddress.ip_address(address.removeprefix("::ffff:"))
-        return any(ip in ipaddress.ip_network(network, strict=False) for network in self.addresses)
+        return is_within(address, self.addresses)
 
 
 class Storage(_Section):
@@ -235,6 +247,21 @@ class EditionChoice(_Section):
         )
 
 
+class StorageCommitment(_Section):
+    """How a destination is asked to commit itself to what it has stored (PS3.4 Annex J)."""
+
+    enabled: bool = False
+    """Without it what it has stored counts as there."""
+    wait_s: Annotated[float, Field(ge=0, le=60)] = 2.0
+    """The association that asked stays open so long for a report on it."""
+    report_within_s: Annotated[float, Field(ge=1)] = 600.0
+    """Without a report within this time the destination is asked again."""
+    max_failures: Count = 3
+    """After so many reports that it did not keep the object, the delivery is REFUSED."""
+    addresses: Networks = ()
+    """Where reports come from, as IP addresses or networks; none: the destination's host."""
+
+
 class Destination(_Section):
     """A DICOM application that receives the RT Structure Sets."""
 
@@ -250,6 +277,7 @@ class Destination(_Section):
     """For the association's acceptance and for each answer."""
     preview: bool = False
     """Whether it also gets pictures of the contours, and of a refusal its words, as Secondary Captures."""
+    storage_commitment: StorageCommitment = StorageCommitment()
     hold: Holding = ()
     """Further flags than those of `review.hold` with which this one gets its RT-STRUCT only once a person
     has released it; the others do not wait."""

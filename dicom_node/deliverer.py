@@ -246,7 +246,8 @@ class _Lane:
         match outcome.kind:
             case kind if kind in DELIVERED:
                 assert outcome.status is not None
-                jobs.delivery_stored(session, delivery, outcome.status, _in_words(outcome), now)
+                asks = self._destination.storage_commitment.enabled
+                jobs.delivery_stored(session, delivery, outcome.status, _in_words(outcome), now, asks)
                 self._hurry(session, now)
             case StoreKind.REFUSED:
                 jobs.delivery_refused(session, delivery, outcome.status, outcome.reason, now)

@@ -29,7 +29,9 @@ class DestinationFigures:
         oldest_pending_s: for how long the oldest pending one has waited since it last became PENDING, or 0.
         consecutive_failures: of the pending delivery that failed most often, its failures in a row.
         last_success_at: UTC epoch seconds; None before the first.
-        needs_a_person: whether one has been pending for `retry.alert_after_s` or longer.
+        uncommitted: deliveries that are stored and wait for the destination's commitment.
+        oldest_uncommitted_s: for how long the oldest of them has been stored, or 0.
+        needs_a_person: whether one has waited for either for `retry.alert_after_s` or longer.
     """
 
     destination: str
@@ -38,6 +40,8 @@ class DestinationFigures:
     oldest_pending_s: float
     consecutive_failures: int
     last_success_at: float | None
+    uncommitted: int
+    oldest_uncommitted_s: float
     needs_a_person: bool
 
 
@@ -53,6 +57,10 @@ def _figures_of(session: Session, destination: str, retry: Retry, now: float) ->
     pending = Delivery.state == DeliveryState.PENDING
     failures = session.scalars(select(func.max(Delivery.attempts)).where(of_it, pending)).one()
     refused = select(func.count()).where(of_it, Delivery.state == DeliveryState.REFUSED)
+    stored_at = select(Delivery.stored_at).where(
+        of_it, Delivery.state == DeliveryState.STORED, Delivery.commitment_due_at.is_not(None)
+    )
+    uncommitted_s = [max(0.0, now - (at or now)) for at in session.scalars(stored_at)]
     waited_s = [max(0.0, now - since) for since in _waiting_since(session, destination)]
     return DestinationFigures(
         destination=destination,
@@ -61,7 +69,9 @@ def _figures_of(session: Session, destination: str, retry: Retry, now: float) ->
         oldest_pending_s=max(waited_s, default=0.0),
         consecutive_failures=failures or 0,
         last_success_at=session.scalars(select(func.max(Delivery.stored_at)).where(of_it)).one(),
-        needs_a_person=any(needs_a_person(waited, retry) for waited in waited_s),
+        uncommitted=len(uncommitted_s),
+        oldest_uncommitted_s=max(uncommitted_s, default=0.0),
+        needs_a_person=any(needs_a_person(waited, retry) for waited in (*waited_s, *uncommitted_s)),
     )
 
 

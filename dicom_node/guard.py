@@ -426,8 +426,9 @@ class _MessageQueue(queue.Queue):  # type: ignore[type-arg]
 
 
 def _data_bytes(item: tuple[Any, Any]) -> int:
-    data = getattr(item[1], "DataSet", None)
-    return data.getbuffer().nbytes if isinstance(data, BytesIO) else 0
+    """Of the data set, whatever the message calls it (DataSet, EventInformation, ...)."""
+    parts = vars(item[1]).values() if item[1] is not None else ()
+    return sum(part.getbuffer().nbytes for part in parts if isinstance(part, BytesIO))
 
 
 class _Stopwatch(Timer):  # type: ignore[misc]

@@ -1,4 +1,4 @@
-"""What the database learns of reception: associations, series, instances, arrivals, discards.
+"""What the database learns of reception: associations, series, instances, arrivals, discards, reports.
 
 Owns the rows that reception writes, and the rule for an instance that comes twice.
 Speaks frozen values in, one committed transaction out; times are UTC epoch seconds.
@@ -9,7 +9,7 @@ the commit.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
@@ -17,6 +17,9 @@ from typing import Any
 from sqlalchemy import Connection, Engine, bindparam, func, insert, select, update
 from sqlalchemy.dialects.sqlite import insert as upsert
 
+from dicom_node import commitments
+from dicom_node.commitment_status import Report
+from dicom_node.database import transaction
 from dicom_node.schema import Arrival, Association, Discarded, Instance, Series
 from dicom_node.states import SeriesState
 
@@ -151,6 +154,11 @@ class Registry:
         )
         with self._turn, self._engine.begin() as connection:
             connection.execute(statement)
+
+    def reported(self, report: Report, destinations: Collection[str]) -> bool:
+        """Commit what one of `destinations` reported; whether it answers what this node asked it."""
+        with self._turn, transaction(self._engine) as session:
+            return commitments.note(session, report, destinations, self._clock())
 
     def take(self, intake: Intake) -> Outcome:
         """Commit an instance, its arrival and its series together; the commit is on the disk on return.

@@ -393,9 +393,16 @@ def deliver_again(session: Session, series: Series, in_words: str, at: float) ->
 # --- what sending says -------------------------------------------------------------------------
 
 
-def delivery_stored(session: Session, delivery: Delivery, status: int, reason: str, at: float) -> None:
-    """The destination answered success, or a warning with which it stored the object (PS3.4 B.2.3)."""
+def delivery_stored(
+    session: Session, delivery: Delivery, status: int, reason: str, at: float, asks_commitment: bool = False
+) -> None:
+    """The destination answered success, or a warning with which it stored the object (PS3.4 B.2.3).
+
+    Args:
+        asks_commitment: whether it is there only once the destination has committed itself to it.
+    """
     delivery.stored_at = at
+    delivery.commitment_due_at = at if asks_commitment else None
     _answered(session, delivery, DeliveryState.STORED, status, reason, at)
 
 
@@ -425,10 +432,22 @@ def delivery_postponed(
     delivery.next_attempt_at = next_attempt_at
 
 
+def awaits_commitment(delivery: Delivery) -> bool:
+    """Whether the destination has stored it, and is to commit itself to it before it counts as there."""
+    return delivery.state is DeliveryState.STORED and delivery.commitment_due_at is not None
+
+
+def stop_awaiting(session: Session, delivery: Delivery, reason: str, at: float) -> None:
+    """Stored is enough from now on."""
+    delivery.commitment_due_at, delivery.reason = None, reason
+    settle(session, session.get_one(Job, delivery.job_id), at)
+
+
 def settle(session: Session, job: Job, at: float) -> None:
     """What the deliveries together make of a READY job.
 
-    One refused fails it at once, while the others go on; otherwise it ends when none waits.
+    One refused fails it at once, while the others go on; otherwise it ends when none waits, be it for a
+    commitment.
     """
     if job.state is not JobState.READY:
         return
@@ -437,7 +456,7 @@ def settle(session: Session, job: Job, at: float) -> None:
     refused = [delivery.destination for delivery in deliveries if delivery.state is DeliveryState.REFUSED]
     if refused:
         move(session, job, JobState.FAILED, at, f"refused by {', '.join(refused)}", "refused")
-    elif DELIVERY_WAITS.intersection(states):
+    elif DELIVERY_WAITS.intersection(states) or any(map(awaits_commitment, deliveries)):
         return
     elif states and not DELIVERY_SUCCESSES.intersection(states):
         move(session, job, JobState.CANCELLED, at, "every delivery was cancelled", "cancelled")
@@ -501,17 +520,22 @@ def release(session: Session, job: Job, at: float, destination: str | None = Non
 
 
 def cancel(session: Session, job: Job, at: float) -> None:
-    """The job ends, and what is left of its deliveries.
+    """The job ends, and what is left of its deliveries; what is stored already stays so, uncommitted.
 
     Raises:
         IllegalTransitionError: there is nothing left to cancel.
     """
-    waiting = [d for d in deliveries_of(session, job) if d.state in DELIVERY_WAITS]
+    deliveries = deliveries_of(session, job)
+    waiting = [delivery for delivery in deliveries if delivery.state in DELIVERY_WAITS]
     for delivery in waiting:
         move(session, delivery, DeliveryState.CANCELLED, at, "a person cancelled it")
+    awaiting = [delivery for delivery in deliveries if awaits_commitment(delivery)]
+    for delivery in awaiting:
+        reason = "stored; a person ended the wait for the destination's commitment"
+        stop_awaiting(session, delivery, reason, at)
     if job.state is JobState.READY:
         settle(session, job, at)
-    elif job.state not in JOB_ENDS or not waiting:
+    elif job.state not in JOB_ENDS or not (waiting or awaiting):
         move(session, job, JobState.CANCELLED, at, "a person cancelled it", "cancelled")
 
 
@@ -592,3 +616,4 @@ def _resend(session: Session, job: Job, states: Collection[DeliveryState], reaso
         if delivery.state in states and delivery.rt_struct_file is not None:
             move(session, delivery, DeliveryState.PENDING, at, reason)
             delivery.next_attempt_at, delivery.attempts = at, 0
+            delivery.commitment_due_at, delivery.commitment_failures = None, 0

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,16 +24,17 @@ from prometheus_client.metrics_core import (
     Metric,
 )
 from prometheus_client.registry import Collector
-from sqlalchemy import Engine, func, select
+from sqlalchemy import Engine, func, select, true
 from sqlalchemy.orm import Session
 
 from dicom_node import __version__
 from dicom_node.config import Config
 from dicom_node.database import reading
-from dicom_node.delivery_figures import read_figures
+from dicom_node.delivery_figures import DestinationFigures, read_figures
 from dicom_node.reception_figures import ReceptionFigures
 from dicom_node.retention import Cause
 from dicom_node.schema import (
+    Commitment,
     Companion,
     Constancy,
     Delivery,
@@ -169,9 +170,11 @@ def _deliveries(session: Session, config: Config, now: float) -> Iterator[Metric
         ("destination",),
         {(one.destination,): one.consecutive_failures for one in figures},
     )
+    asked = [one.name for one in config.destinations if one.storage_commitment.enabled]
+    yield from _commitments(session, asked, figures)
     yield _labelled(
         "delivery_overdue",
-        "1 where a delivery has been tried for longer than retry.alert_after_s.",
+        "1 where a delivery has been tried, or waited for its commitment, longer than retry.alert_after_s.",
         ("destination",),
         {(one.destination,): float(one.needs_a_person) for one in figures},
     )
@@ -181,6 +184,39 @@ def _deliveries(session: Session, config: Config, now: float) -> Iterator[Metric
         ("destination",),
         {(one.destination,): one.last_success_at for one in figures if one.last_success_at is not None},
     )
+
+
+def _commitments(
+    session: Session, asked: Collection[str], figures: Iterable[DestinationFigures]
+) -> Iterator[Metric]:
+    """Of the destinations that are asked to commit themselves."""
+    of_asked = [one for one in figures if one.destination in asked]
+    yield _labelled(
+        "commitment_waiting",
+        "Deliveries that are stored and wait for the destination's commitment.",
+        ("destination",),
+        {(one.destination,): float(one.uncommitted) for one in of_asked},
+    )
+    yield _labelled(
+        "commitment_waiting_age_seconds",
+        "How long the oldest of them has been stored.",
+        ("destination",),
+        {(one.destination,): one.oldest_uncommitted_s for one in of_asked},
+    )
+    by_destination = select(Delivery.destination, func.count()).join(
+        Commitment, Commitment.delivery_id == Delivery.id
+    )
+    for name, meaning, which in (
+        ("commitment_requests", "Requests for a commitment.", true()),
+        (
+            "commitment_failures",
+            "Reports that an object was not kept.",
+            Commitment.failure_reason.is_not(None),
+        ),
+    ):
+        rows = session.execute(by_destination.where(which).group_by(Delivery.destination)).all()
+        counts = dict(rows)
+        yield _counted(name, meaning, "destination", {one: float(counts.get(one, 0)) for one in asked})
 
 
 def _companions(session: Session, config: Config) -> Iterator[Metric]:

@@ -171,6 +171,38 @@ class Delivery(Base):
     """The edition that this destination gets; NULL where it gets none, or the file was found damaged."""
     rt_struct_sha256: Mapped[str | None]
     sop_instance_uid: Mapped[str | None]
+    commitment_due_at: Mapped[float | None]
+    """STORED: when the destination is to be asked (again) to commit; NULL where nobody waits for that."""
+    commitment_failures: Mapped[int] = mapped_column(default=0, server_default="0")
+    """How often the destination has reported that it did not keep the object."""
+
+
+class Commitment(Base):
+    """One request to a destination to commit itself to an object; committed before the N-ACTION goes out."""
+
+    __tablename__ = "commitments"
+    __table_args__ = (
+        # Looked for every second, among the requests of years.
+        Index(
+            "reports_to_weigh",
+            "reported_at",
+            sqlite_where=text("reported_at IS NOT NULL AND weighed_at IS NULL"),
+        ),
+    )
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    delivery_id: Mapped[int] = mapped_column(ForeignKey("deliveries.id"), index=True)
+    transaction_uid: Mapped[str] = mapped_column(unique=True)
+    sop_instance_uid: Mapped[str]
+    stored_at: Mapped[float]
+    """The delivery's `stored_at` when it was asked: a report about an earlier storing says nothing more."""
+    asked_at: Mapped[float]
+    reported_at: Mapped[float | None]
+    """When the destination's report (N-EVENT-REPORT) was committed here."""
+    failure_reason: Mapped[int | None]
+    """Of the report (PS3.3 C.14.1.1); NULL where it took the commitment."""
+    weighed_at: Mapped[float | None]
+    """When the worker made of the report what follows from it."""
 
 
 class Companion(Base):

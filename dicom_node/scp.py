@@ -8,6 +8,7 @@ Never answers 0x0000 before the bytes are durable and their rows are committed, 
 from __future__ import annotations
 
 import re
+import socket
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -20,13 +21,14 @@ from pydicom.dataelem import RawDataElement
 from pydicom.filereader import read_dataset
 from pydicom.tag import BaseTag, Tag
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, ImplicitVRLittleEndian
-from pynetdicom import AE, evt
+from pynetdicom import AE, build_context, evt
+from pynetdicom.presentation import PresentationContext
 from pynetdicom.service_class import ServiceClass, StorageServiceClass
 from pynetdicom.sop_class import Verification, register_uid, uid_to_service_class
 from sqlalchemy.exc import SQLAlchemyError
 
-from dicom_node import guard, logs
-from dicom_node.config import Config, Peer
+from dicom_node import guard, logs, storage_commitment
+from dicom_node.config import Config, Destination, Peer, is_within
 from dicom_node.errors import ConfigurationError
 from dicom_node.guard import AssociationRequest, Refusal
 from dicom_node.intake import AssociationEnd, Intake, Outcome, Registry
@@ -162,6 +164,44 @@ def _value(found: Dataset, keyword: str) -> bytes:
     return (element.value or b"") if isinstance(element, RawDataElement) else b""
 
 
+class Reporters:
+    """Who may report what became of a storage commitment: the destinations that are asked for one.
+
+    A destination's host may be a name; it is resolved when somebody with its AE title comes.
+    """
+
+    def __init__(self, destinations: Iterable[Destination]) -> None:
+        self._asked = [one for one in destinations if one.storage_commitment.enabled]
+
+    def know(self, ae_title: str) -> bool:
+        """Whether a destination that is asked has this AE title."""
+        return any(one.ae_title.strip() == ae_title for one in self._asked)
+
+    def of(self, ae_title: str, address: str) -> frozenset[str]:
+        """The names of the destinations for which a peer may report."""
+        return frozenset(
+            one.name
+            for one in self._asked
+            if one.ae_title.strip() == ae_title and is_within(address, _report_networks(one))
+        )
+
+
+def _report_networks(destination: Destination) -> tuple[str, ...]:
+    """Where its reports may come from."""
+    if destination.storage_commitment.addresses:
+        return destination.storage_commitment.addresses
+    try:
+        found = socket.getaddrinfo(destination.host, None, type=socket.SOCK_STREAM)
+    except OSError:
+        return ()  # nobody, as long as the name means nothing
+    return tuple(str(address[0]).split("%")[0] for *_, address in found)
+
+
+def verification_context() -> PresentationContext:
+    """What everybody who is let in may ask."""
+    return build_context(Verification, [ImplicitVRLittleEndian, ExplicitVRLittleEndian])
+
+
 class StorageScp:
     """Takes in what known peers send; the gatekeeper of `guard`.
 
@@ -179,6 +219,7 @@ class StorageScp:
     ) -> None:
         self._own_title = config.listener.ae_title
         self._peers: Sequence[Peer] = config.peers
+        self._reporters = Reporters(config.destinations)
         self._discards = frozenset(config.listener.discard_sop_classes)
         self._spool = spool
         self._registry = registry
@@ -186,30 +227,62 @@ class StorageScp:
         self._figures = figures
         self._log = logs.get(__name__)
         self._association_ids: dict[Any, int] = {}
+        self._reports_for: dict[Any, frozenset[str]] = {}
 
-    def handlers(self) -> list[tuple[Any, Callable[[evt.Event], int]]]:
+    def handlers(self) -> list[tuple[Any, Callable[[evt.Event], Any]]]:
         """What pynetdicom calls for which message."""
-        return [(evt.EVT_C_ECHO, lambda _event: int(StoreStatus.SUCCESS)), (evt.EVT_C_STORE, self.store)]
+        return [
+            (evt.EVT_C_ECHO, lambda _event: int(StoreStatus.SUCCESS)),
+            (evt.EVT_C_STORE, self.store),
+            (evt.EVT_N_EVENT_REPORT, lambda event: (self.report(event), None)),
+            (evt.EVT_N_ACTION, lambda _event: (storage_commitment.UNRECOGNISED_OPERATION, None)),
+        ]
 
     def admit(self, request: AssociationRequest) -> Refusal | None:
         """Refuse whom the configuration does not name (PS3.8 9.3.4)."""
         if request.called_ae_title != self._own_title:
             return guard.CALLED_AE_TITLE
-        peers = [peer for peer in self._peers if peer.ae_title.strip() == request.calling_ae_title]
-        if not peers:
-            return guard.CALLING_AE_TITLE
-        if not any(peer.admits(request.peer_address) for peer in peers):
-            return guard.PEER_ADDRESS
-        return None
+        title, address = request.calling_ae_title, request.peer_address
+        if self._sends(title, address) or self._reporters.of(title, address):
+            return None
+        known = any(peer.ae_title.strip() == title for peer in self._peers) or self._reporters.know(title)
+        return guard.PEER_ADDRESS if known else guard.CALLING_AE_TITLE
 
     def opened(self, association: Any, request: AssociationRequest) -> None:
-        """Note the association before it is accepted."""
+        """Offer it what this peer may do, and note the association before it is accepted."""
+        title, address = request.calling_ae_title, request.peer_address
+        reports_for = self._reporters.of(title, address)
+        acceptor = association.acceptor
+        if not self._sends(title, address):
+            acceptor.supported_contexts = [verification_context()]
+        if reports_for:
+            acceptor.supported_contexts = [*acceptor.supported_contexts, storage_commitment.report_context()]
         self._association_ids[association] = self._registry.association_opened(
-            request.calling_ae_title, request.called_ae_title, request.peer_address
+            title, self._own_title, address
         )
+        self._reports_for[association] = reports_for
+
+    def _sends(self, title: str, address: str) -> bool:
+        return any(peer.ae_title.strip() == title and peer.admits(address) for peer in self._peers)
+
+    def report(self, event: evt.Event) -> int:
+        """Answer a report of storage commitment; success once it is committed here (PS3.4 J.3.3)."""
+        reports_for = self._reports_for[event.assoc]
+        try:
+            status = storage_commitment.take_report(
+                event, lambda report: self._registry.reported(report, reports_for)
+            )
+        except SQLAlchemyError as problem:
+            status = storage_commitment.PROCESSING_FAILURE
+            self._log.error("report_refused", status=f"0x{status:04X}", error=type(problem).__name__)
+        else:
+            if status != StoreStatus.SUCCESS:
+                self._log.warning("report_refused", status=f"0x{status:04X}")
+        return status
 
     def ended(self, association: Any, end: AssociationEnd) -> None:
         """Note how it ended."""
+        self._reports_for.pop(association, None)
         association_id = self._association_ids.pop(association)
         self._registry.association_ended(association_id, end)
         self._log.info("association_ended", association=association_id, outcome=end.value)
@@ -298,7 +371,7 @@ def application_entity(config: Config) -> AE:
     ae.maximum_pdu_size = listener.max_pdu_bytes
     # The guard counts; pynetdicom would count those that it is about to refuse as well.
     ae.maximum_associations = 1_000_000
-    ae.add_supported_context(Verification, [ImplicitVRLittleEndian, ExplicitVRLittleEndian])
+    ae.supported_contexts = [verification_context()]
     ae.add_supported_context(CTImageStorage, list(LOSSLESS))
     _check_discards(listener.discard_sop_classes)
     for uid in listener.discard_sop_classes:

@@ -10,10 +10,11 @@ from __future__ import annotations
 import socket
 import ssl
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pydicom import Dataset
 from pydicom.errors import InvalidDicomError
@@ -109,10 +110,10 @@ def echo(destination: Destination, calling: str) -> None:
     """
     with association(destination, calling, [build_context(Verification)]) as peer:
         answer = peer.send_c_echo()
-    status = _status(answer)
+    status = status_of(answer)
     if status != SUCCESS:
         said = "gave no answer to" if status is None else f"answered 0x{status:04X} to"
-        raise UnreachableError(f"{_address(destination)} {said} C-ECHO")
+        raise UnreachableError(f"{address_of(destination)} {said} C-ECHO")
 
 
 def accepts(destination: Destination, calling: str, sop_class_uid: str) -> None:
@@ -218,18 +219,24 @@ def send(peer: Association, identity: FileIdentity, message_id: int = 1) -> Stor
         return StoreOutcome(StoreKind.REFUSED, None, f"the file cannot be read: {problem.strerror}")
     except RuntimeError:  # the association ended in the instant between the question above and the sending
         return StoreOutcome(StoreKind.TRANSIENT, None, "the association ended before this instance was sent")
-    status = _status(answer)
+    status = status_of(answer)
     return StoreOutcome(meaning(status).kind, status, in_words(status))
 
 
 @contextmanager
 def association(
-    destination: Destination, calling: str, contexts: list[PresentationContext]
+    destination: Destination,
+    calling: str,
+    contexts: list[PresentationContext],
+    handlers: Sequence[tuple[Any, Callable[[Event], Any]]] = (),
 ) -> Iterator[Association]:
     """An association with `destination`, released at the end, or aborted where the block raises.
 
     The called AE title is always named: archives check it. Every wait has an end: the connection and the
     TLS handshake after `connect_timeout_s`, each answer and stalled read or write after `response_timeout_s`.
+
+    Args:
+        handlers: what the peer may ask of us meanwhile.
 
     Raises:
         UnreachableError: there is none now, but may be later.
@@ -244,7 +251,7 @@ def association(
             contexts=contexts,
             ae_title=destination.ae_title,
             tls_args=_tls(destination),
-            evt_handlers=[(evt.EVT_CONN_OPEN, connection.on_open)],
+            evt_handlers=[(evt.EVT_CONN_OPEN, connection.on_open), *handlers],
         )
     except socket.gaierror as problem:
         raise UnreachableError(
@@ -311,14 +318,14 @@ def _why_not(
         if peer.rejected_contexts:
             wanted = peer.rejected_contexts[0]
             return AssociationRefusedError(
-                f"{_address(destination)} accepts no {_named(str(wanted.abstract_syntax))} in "
+                f"{address_of(destination)} accepts no {_named(str(wanted.abstract_syntax))} in "
                 f"{_named(str(wanted.transfer_syntax[0]))}; enable it there, then retry"
             )
     if elapsed_s >= destination.response_timeout_s:
         said = f"did not answer the association request within {destination.response_timeout_s:g} s"
     else:
         said = "aborted or closed the connection instead of answering the association request"
-    return UnreachableError(f"{_address(destination)} {said}")
+    return UnreachableError(f"{address_of(destination)} {said}")
 
 
 def _rejection(answer: A_ASSOCIATE, destination: Destination, calling: str) -> AnatomyNodeError:
@@ -328,7 +335,7 @@ def _rejection(answer: A_ASSOCIATE, destination: Destination, calling: str) -> A
         (answer.result_source or 0, answer.diagnostic or 0), (False, "gave a reason that no standard knows")
     )
     reason = (
-        f"{_address(destination)} rejected the association (result, source, reason "
+        f"{address_of(destination)} rejected the association (result, source, reason "
         f"{'/'.join(str(number) for number in numbers)}): it "
         + words.format(calling=calling, called=destination.ae_title)
     )
@@ -337,7 +344,7 @@ def _rejection(answer: A_ASSOCIATE, destination: Destination, calling: str) -> A
 
 def _why_no_connection(destination: Destination, elapsed_s: float) -> UnreachableError:
     """Word a failed connection. pynetdicom only logs the cause, so a quick failure is asked for once more."""
-    where = _address(destination)
+    where = address_of(destination)
     if elapsed_s >= destination.connect_timeout_s:
         return UnreachableError(
             f"{where} did not take the connection within {destination.connect_timeout_s:g} s"
@@ -370,7 +377,7 @@ def _find(peer: Association, level: str, study: str, series: str) -> list[Datase
         query.SOPInstanceUID = ""
     matches: list[Dataset] = []
     for answer, identifier in peer.send_c_find(query, StudyRootQueryRetrieveInformationModelFind):
-        status = _status(answer)
+        status = status_of(answer)
         if status in PENDING and identifier is not None:
             matches.append(identifier)
         elif status == SUCCESS:
@@ -380,7 +387,7 @@ def _find(peer: Association, level: str, study: str, series: str) -> list[Datase
     return None
 
 
-def _status(answer: Dataset) -> int | None:
+def status_of(answer: Dataset) -> int | None:
     """The status, or None: pynetdicom returns an empty data set for no, a late or an invalid answer."""
     return int(answer.Status) if "Status" in answer else None
 
@@ -397,5 +404,6 @@ def _named(uid: str) -> str:
     return UID(uid).name
 
 
-def _address(destination: Destination) -> str:
+def address_of(destination: Destination) -> str:
+    """The destination in words."""
     return f"{destination.ae_title} at {destination.host}:{destination.port}"

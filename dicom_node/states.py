@@ -50,7 +50,7 @@ class DeliveryState(StrEnum):
     STORED = "STORED"
     """The destination answered success (or a warning) to C-STORE."""
     COMMITTED = "COMMITTED"
-    """The destination took the commitment to keep it."""
+    """The destination said that it has the object and is to be relied on for it (PS3.4 Annex J)."""
     HELD = "HELD"
     """Waits until a person releases it for this destination; the others do not wait."""
     REFUSED = "REFUSED"
@@ -101,7 +101,8 @@ DELIVERY_TRANSITIONS: dict[DeliveryState, frozenset[DeliveryState]] = {
         {DeliveryState.STORED, DeliveryState.HELD, DeliveryState.REFUSED, DeliveryState.CANCELLED}
     ),
     DeliveryState.HELD: frozenset({DeliveryState.PENDING, DeliveryState.REFUSED, DeliveryState.CANCELLED}),
-    DeliveryState.STORED: frozenset({DeliveryState.COMMITTED, DeliveryState.PENDING}),
+    # What a destination says that it has not kept is stored again, and refused where that does not help.
+    DeliveryState.STORED: frozenset({DeliveryState.COMMITTED, DeliveryState.PENDING, DeliveryState.REFUSED}),
     DeliveryState.COMMITTED: frozenset({DeliveryState.PENDING}),
     DeliveryState.REFUSED: frozenset({DeliveryState.PENDING}),
     DeliveryState.CANCELLED: frozenset({DeliveryState.PENDING}),

@@ -17,7 +17,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Engine, distinct, func, or_, select
 from sqlalchemy.orm import Session
 
-from dicom_node import companions, completeness, jobs
+from dicom_node import commitments, companions, completeness, jobs
 from dicom_node.database import reading, transaction
 from dicom_node.errors import PermanentError
 from dicom_node.keyed_hash import KeyedHash
@@ -137,7 +137,7 @@ def show(engine: Engine, job: int) -> Story:
             associations=tuple(_associations(session, series)),
             transitions=tuple(_transitions(session, found, series)),
             deliveries=tuple(
-                {**_delivery_facts(one), "sop_instance_uid": one.sop_instance_uid}
+                {**_delivery_facts(one), **_commitment_facts(session, one)}
                 for one in jobs.deliveries_of(session, found)
             ),
             companions=tuple(
@@ -344,6 +344,16 @@ def _delivery_facts(delivery: Delivery | Companion) -> dict[str, Any]:
     }
 
 
+def _commitment_facts(session: Session, delivery: Delivery) -> dict[str, Any]:
+    waits = jobs.awaits_commitment(delivery)
+    return {
+        "sop_instance_uid": delivery.sop_instance_uid,
+        "commitment_requests": commitments.requests_of(session, delivery),
+        "commitment_failures": delivery.commitment_failures,
+        "commitment_asked_again_at": _iso_or_none(delivery.commitment_due_at) if waits else None,
+    }
+
+
 # --- values to words -----------------------------------------------------------------------------
 
 
@@ -406,6 +416,10 @@ def _told_deliveries(deliveries: Sequence[dict[str, Any]], beside: Sequence[dict
 
 def _told_delivery(what: str, one: dict[str, Any]) -> str:
     again = "" if one["next_attempt_at"] is None else f", next {_clock_words(one['next_attempt_at'])}"
+    if asked := one.get("commitment_requests"):
+        again += f", asked {asked} time(s) to commit itself"
+    if (ask_at := one.get("commitment_asked_again_at")) is not None:
+        again += f", again at {_clock_words(ask_at)} without a report"
     why = f": {one['reason']}" if one["reason"] else ""
     return f"{what} {one['destination']}: {one['state']} after {one['attempts']} attempt(s){again}{why}"
 

@@ -84,9 +84,10 @@ class TurnaroundHistory:
                 for stage, seconds in _until_ready(job, series):
                     self._observe(stage, seconds)
             elif not _waited_for_a_person(session, job):
-                self._observe("delivery", change.at - _ready_at(session, job))
+                stored_at = _stored_at(session, job) or change.at
+                self._observe("delivery", stored_at - _ready_at(session, job))
                 if _still_describes(series, job):
-                    self.turnaround.observe(change.at - series.last_instance_at)
+                    self.turnaround.observe(stored_at - series.last_instance_at)
         self._read_until = until
 
     def _observe(self, stage: str, seconds: float) -> None:
@@ -152,3 +153,8 @@ def _ready_at(session: Session, job: Job) -> float:
         Transition.subject == "job", Transition.subject_id == job.id, Transition.to_state == JobState.READY
     )
     return session.scalars(of_job).one()
+
+
+def _stored_at(session: Session, job: Job) -> float | None:
+    """When the last destination stored it; whether that commits itself to it is no part of the turnaround."""
+    return session.scalars(select(func.max(Delivery.stored_at)).where(Delivery.job_id == job.id)).one()

@@ -22,6 +22,7 @@ from sqlalchemy.orm import Session
 
 from dicom_node import companions, contouring, jobs, logs, review, scu, siblings
 from dicom_node.assembly import Assembler, spooled
+from dicom_node.committer import Committer
 from dicom_node.companion_sender import CompanionSender
 from dicom_node.config import Config
 from dicom_node.contouring import Contoured, ForwardPassError
@@ -121,6 +122,7 @@ class Worker:
         self._peer_counts = _peer_counts(config)
         self._assembler = Assembler(config, engine, clock, self._model, self._decoder, self._peer_counts)
         self._deliverer = Deliverer(config, engine, clock)
+        self._committer = Committer(config, engine, clock)
         self._companions = CompanionSender(config, engine, clock)
         self._results = Results(config.storage.results)
         self._retention = Retention(config, engine, clock)
@@ -167,6 +169,8 @@ class Worker:
             at_end.callback(heartbeat.stop)
             self._deliverer.start()
             at_end.callback(self._deliverer.stop)
+            self._committer.start()
+            at_end.callback(self._committer.stop)
             self._companions.start()
             at_end.callback(self._companions.stop)
             ready()

@@ -14,11 +14,17 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from pydicom import Dataset
 from pydicom.uid import CTImageStorage, ImplicitVRLittleEndian, RTStructureSetStorage
-from pynetdicom import AE, evt
+from pynetdicom import AE, build_role, evt
+from pynetdicom.association import Association
 from pynetdicom.events import Event
 from pynetdicom.pdu import P_DATA_TF
-from pynetdicom.sop_class import Verification
+from pynetdicom.sop_class import (
+    StorageCommitmentPushModel,
+    StorageCommitmentPushModelInstance,
+    Verification,
+)
 
 from dicom_node import scu
 from dicom_node.config import Destination, Tls
@@ -77,6 +83,7 @@ def serving(
     on_pdu: Callable[[Event], None] | None = None,
     tls: Tls | None = None,
     port: int = 0,
+    on_action: Callable[[Event], tuple[int, None]] | None = None,
 ) -> Iterator[int]:
     """An archive whose answers are given by functions; yields its port."""
     entity = AE(ae_title="ARCHIVE")
@@ -88,6 +95,9 @@ def serving(
         handlers.append((evt.EVT_REQUESTED, on_request))
     if on_pdu is not None:
         handlers.append((evt.EVT_PDU_RECV, on_pdu))
+    if on_action is not None:
+        entity.add_supported_context(StorageCommitmentPushModel)
+        handlers.append((evt.EVT_N_ACTION, on_action))
     server = entity.start_server(
         ("127.0.0.1", port), block=False, evt_handlers=handlers, ssl_context=_tls_context(tls)
     )
@@ -111,6 +121,90 @@ def answering(
 
     with serving(on_store, tls=tls, port=port) as taken:
         yield taken
+
+
+class CommittingArchive:
+    """Stores, takes requests for a commitment, and reports when and what the test says.
+
+    Attributes:
+        requests: the transaction UID and the SOP Instance UID of each request, in their order.
+        at_once: the failures of the report that follows a request on its own association; None: no report.
+        answer: the status of the answer to a request.
+    """
+
+    def __init__(self) -> None:
+        self.received = Received()
+        self.requests: list[tuple[str, str]] = []
+        self.at_once: dict[str, int] | None = None
+        self.answer = STORED
+        self.answered: list[int] = []
+        self._reporting: list[threading.Thread] = []
+
+    @contextmanager
+    def serving(self, port: int = 0) -> Iterator[int]:
+        """Run it; yields its port."""
+
+        def on_store(event: Event) -> int:
+            self.received.note(event)
+            return STORED
+
+        with serving(on_store, on_action=self._on_action, port=port) as taken:
+            yield taken
+        for thread in self._reporting:
+            thread.join(5)
+
+    def _on_action(self, event: Event) -> tuple[int, None]:
+        asked = event.action_information
+        (item,) = asked.ReferencedSOPSequence
+        request = str(asked.TransactionUID), str(item.ReferencedSOPInstanceUID)
+        self.requests.append(request)
+        if self.at_once is not None:
+            # After the answer to the request, which this handler returns.
+            said = threading.Timer(0.1, self._say, (event.assoc, request, self.at_once))
+            said.start()
+            self._reporting.append(said)
+        return self.answer, None
+
+    def report(
+        self,
+        node_port: int,
+        failures: dict[str, int] | None = None,
+        request: tuple[str, str] | None = None,
+        calling: str = "ARCHIVE",
+        called: str = "ANATOMYNODE",
+    ) -> int | None:
+        """Report on an association of its own; the node's answer, or None where it does not listen."""
+        entity = AE(ae_title=calling)
+        entity.add_requested_context(StorageCommitmentPushModel)
+        role = build_role(StorageCommitmentPushModel, scp_role=True)
+        peer = entity.associate("127.0.0.1", node_port, ae_title=called, ext_neg=[role])
+        if not peer.is_established:
+            return None
+        status = self._say(peer, request or self.requests[-1], failures or {})
+        peer.release()
+        return status
+
+    def _say(self, peer: Association, request: tuple[str, str], failures: dict[str, int]) -> int | None:
+        transaction_uid, sop_instance_uid = request
+        item = Dataset()
+        item.ReferencedSOPClassUID = RTStructureSetStorage
+        item.ReferencedSOPInstanceUID = sop_instance_uid
+        report = Dataset()
+        report.TransactionUID = transaction_uid
+        if sop_instance_uid in failures:
+            item.FailureReason = failures[sop_instance_uid]
+            report.FailedSOPSequence = [item]
+        else:
+            report.ReferencedSOPSequence = [item]
+        answer, _ = peer.send_n_event_report(
+            report,
+            2 if sop_instance_uid in failures else 1,
+            StorageCommitmentPushModel,
+            StorageCommitmentPushModelInstance,
+        )
+        status = int(answer.Status) if "Status" in answer else None
+        self.answered.append(-1 if status is None else status)
+        return status
 
 
 @contextmanager

@@ -109,6 +109,13 @@ class Orthanc:
         )
         urllib.request.urlopen(request, timeout=10).close()
 
+    def delete(self, instance: str) -> None:
+        """Forget an instance, by Orthanc's own name of it."""
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{self.http_port}/instances/{instance}", method="DELETE"
+        )
+        urllib.request.urlopen(request, timeout=10).close()
+
     def instances(self, modality: str) -> list[str]:
         """Orthanc's own names of the instances of a modality that it holds."""
         series = self.get("/series?expand")

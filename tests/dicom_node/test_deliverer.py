@@ -59,7 +59,11 @@ class Node:
         self.config.storage.results.mkdir(exist_ok=True)
         file = write_instance(self.config.storage.results / f"{number}.dcm", f"2.25.{number}")
         sha256 = hashlib.sha256(file.read_bytes()).hexdigest()
-        result = Result(Kept(file.name, sha256, f"2.25.{number}"), {"rois": []}, "5 structures")
+        result = Result(
+            Kept(file.name, sha256, f"2.25.{number}"),
+            {"rois": [], "seconds": {}, "device": "cpu"},
+            "5 structures",
+        )
         now = self.clock()
         with transaction(self.engine) as session:
             series = Series(
@@ -72,7 +76,7 @@ class Node:
                 last_instance_at=now,
             )
             jobs.begin(session, series, now, "the first slice came")
-            job = jobs.complete(session, series, {"kind": "quiet"}, "30 s of quiet", MODEL, now)
+            job = jobs.complete(session, series, {"kind": "query", "instances": 1}, "all here", MODEL, now)
             jobs.start(session, job, now, "begun")
             names = [known.name for known in self.config.destinations]
             jobs.finish(session, job, result, names, now)
