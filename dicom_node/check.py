@@ -12,6 +12,7 @@ import os
 import shutil
 import socket
 import tempfile
+import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,17 +25,21 @@ from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 
 from dicom_node import contouring, scu
-from dicom_node.config import Config, Destination, Tls, read_config
+from dicom_node.config import Config, Destination, read_config
 from dicom_node.database import open_engine, reading
 from dicom_node.editions import Editions
 from dicom_node.errors import AnatomyNodeError, ConfigurationError
-from dicom_node.listener import tls_context
 from dicom_node.metrics import BYTES_A_MIB
+from dicom_node.tls import days_left, server_context
 from inference.errors import DeviceUnavailableError, InferenceFailedError
 from inference.session import Session
 from models.card import ModelPackage
 
 DONE, FAILED, CONFIGURATION = 0, 1, 78
+
+
+DAYS_TO_RENEW = 30
+"""A certificate with fewer days left is told of."""
 
 
 @dataclass(frozen=True)
@@ -166,18 +171,18 @@ def _device(config: Config, package: ModelPackage) -> Finding:
 
 
 def _tls(config: Config) -> Iterator[Finding]:
-    named: list[tuple[str, Tls | None]] = [("listener.tls", config.listener.tls)]
-    named += [(f"destinations {one.name} tls", one.tls) for one in config.destinations]
-    for name, tls in named:
-        if tls is None:
-            continue
+    for owner, tls in config.tls_by_name.items():
+        name = f"{owner}.tls"
         try:
-            tls_context(tls)
+            server_context(tls)
+            left = days_left(tls.certificate, time.time())
         except ConfigurationError as problem:
             for line in problem.problems:
-                yield Finding(name, str(tls.certificate), line.replace("listener.tls", name))
+                yield Finding(name, str(tls.certificate), line.replace("tls", name, 1))
         else:
-            yield Finding(name, str(tls.certificate))
+            seen = f"{tls.certificate}: {left:.0f} day(s) left"
+            advice = f"{name}: {seen}; renew it, no restart is needed" if left < DAYS_TO_RENEW else None
+            yield Finding(name, seen, advice, fatal=False)
 
 
 def _port(name: str, host: str, port: int, config: Config) -> Finding:

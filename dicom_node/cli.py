@@ -86,7 +86,11 @@ def _root(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    pass
+    from dicom_node import logs
+    from dicom_node.config import Logging
+
+    # Before any library warns: pydicom would quote the patient. The node's processes set up their own.
+    logs.configure(Logging(level="warning", format="console"), "command")
 
 
 @app.command()
@@ -222,6 +226,19 @@ def check(config: ConfigPath = DEFAULT_CONFIG, as_json: AsJson = False) -> None:
     from dicom_node import check as checking
 
     raise typer.Exit(checking.run(config, as_json))
+
+
+@app.command()
+def backup(
+    file: Annotated[Path, typer.Argument(help="Where the copy goes.", dir_okay=False)],
+    config: ConfigPath = DEFAULT_CONFIG,
+) -> None:
+    """Copy the database to a file while the node runs."""
+    from dicom_node.backup import copy_database
+    from dicom_node.config import read_config
+
+    size_bytes = copy_database(read_config(config).storage.database, file)
+    typer.echo(f"{file}: {size_bytes / 1e6:.1f} MB; docs/OPERATIONS.md says how to restore it")
 
 
 @app.command()

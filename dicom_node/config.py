@@ -264,6 +264,26 @@ class Retry(_Section):
     alert_after_s: Seconds = 3600.0
 
 
+class Retention(_Section):
+    """How long what is finished is kept."""
+
+    slices_days: Annotated[float, Field(ge=1)] = 30.0
+    """Received slices."""
+    results_days: Annotated[float, Field(ge=1)] = 365.0
+    """RT-STRUCTs and pictures."""
+    room_mib: Count = 8192
+    """With less free space beyond the storage's reserve, slices go before they are of age, oldest first."""
+
+    @model_validator(mode="after")
+    def _slices_go_first(self) -> Retention:
+        if self.results_days < self.slices_days:
+            raise ValueError(
+                f"results_days is {self.results_days:g}, but the slices stay for {self.slices_days:g} days: "
+                "results are kept at least as long as what they were made of"
+            )
+        return self
+
+
 class Http(_Section):
     """`/metrics`, `/healthz` and `/readyz`."""
 
@@ -291,11 +311,18 @@ class Config(_Section):
     review: Review = Review()
     destinations: tuple[Destination, ...]
     retry: Retry = Retry()
+    retention: Retention = Retention()
     http: Http = Http()
     logging: Logging = Logging()
     hash_key: Annotated[str, Field(min_length=16)] | None = Field(default=None, repr=False)
     """Secret key under which patient and accession numbers are hashed; better given by the environment
     variable ANATOMYNODE_HASH_KEY. None: a random one is made once and kept in the storage folder."""
+
+    @property
+    def tls_by_name(self) -> dict[str, Tls]:
+        """Whose TLS is configured: `listener`, and destinations by their names."""
+        named = {"listener": self.listener.tls} | {one.name: one.tls for one in self.destinations}
+        return {name: tls for name, tls in named.items() if tls is not None}
 
     @model_validator(mode="after")
     def _is_consistent(self) -> Config:

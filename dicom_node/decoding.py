@@ -115,7 +115,7 @@ class Decoder:
         try:
             self._decode(begun, [instance for instance in instances if instance.id > begun.decoded_to])
         except FileNotFoundError as problem:
-            reason = "a received slice is not in the spool any more; push the series again to a new spool"
+            reason = "a received slice is not in the spool any more; push the whole series again, then retry"
             raise SpoolFileLostError(reason) from problem
         except OSError as problem:
             raise SpoolUnreadableError(f"the spool cannot be read: {problem.strerror}") from problem

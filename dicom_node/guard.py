@@ -33,6 +33,7 @@ from dicom_node import logs
 from dicom_node.config import Listener as ListenerConfig
 from dicom_node.intake import AssociationEnd
 from dicom_node.reception_figures import ReceptionFigures
+from dicom_node.tls import ServerTls
 
 PDU_HEADER_BYTES = 6
 ASSOCIATION_REQUEST_BYTES = 131_072
@@ -158,11 +159,13 @@ class GuardedServer(ThreadedAssociationServer):  # type: ignore[misc]
     def __init__(
         self,
         *arguments: Any,
+        tls: ServerTls | None,
         limits: Limits,
         gatekeeper: Gatekeeper,
         figures: ReceptionFigures,
         **keywords: Any,
     ) -> None:
+        self.tls = tls
         self.limits = limits
         self.gatekeeper = gatekeeper
         self.figures = figures
@@ -266,9 +269,9 @@ class _Connection(RequestHandler):  # type: ignore[misc]
 
     def _secured(self) -> bool:
         """Do the TLS handshake, if there is to be one, within the time of a PDU."""
-        context = self.server.ssl_context
-        if context is None:
+        if self.server.tls is None:
             return True
+        context = self.server.tls.context()
         self.request.settimeout(self.server.limits.pdu_s)
         try:
             self.request = context.wrap_socket(self.request, server_side=True)

@@ -36,6 +36,8 @@ class Outcome(Enum):
     """It was here already, byte for byte; only its arrival was noted."""
     OTHER_BYTES = "other_bytes"
     """The same SOP Instance UID is here with other bytes: not taken, and the series is flagged."""
+    FILE_GONE = "file_gone"
+    """Its file, written a moment ago, was removed with its series: not taken; write it and try again."""
 
 
 class AssociationEnd(Enum):
@@ -90,9 +92,17 @@ class Registry:
     for all that wait, so that ten associations cost hardly more fsyncs than one.
     """
 
-    def __init__(self, engine: Engine, clock: Clock) -> None:
+    def __init__(self, engine: Engine, clock: Clock, is_spooled: Callable[[str], bool]) -> None:
+        """Write to a migrated database.
+
+        Args:
+            clock: UTC epoch seconds.
+            is_spooled: whether a file is in the spool. Retention removes files under the database's write
+                lock, so what is there while this writes stays.
+        """
         self._engine = engine
         self._clock = clock
+        self._is_spooled = is_spooled
         self._waiting: list[_Ticket] = []
         self._waiting_lock = threading.Lock()
         self._turn = threading.Lock()
@@ -166,7 +176,7 @@ class Registry:
         try:
             with self._engine.begin() as connection:
                 now = self._clock()
-                outcomes = [_take(connection, ticket.intake, now) for ticket in batch]
+                outcomes = [self._take(connection, ticket.intake, now) for ticket in batch]
         except Exception as error:
             for ticket in batch:
                 ticket.error = error
@@ -174,22 +184,24 @@ class Registry:
         for ticket, outcome in zip(batch, outcomes, strict=True):
             ticket.outcome = outcome
 
-
-def _take(connection: Connection, intake: Intake, now: float) -> Outcome:
-    """The rows of one instance, inside the caller's transaction."""
-    present = connection.execute(FIND_INSTANCE, {"uid": intake.sop_instance_uid}).one_or_none()
-    if present is None:
-        series_id = connection.execute(TOUCH_SERIES, _series_values(intake, now)).scalar_one()
-        instance_id = connection.execute(ADD_INSTANCE, _instance_values(intake, series_id, now)).scalar_one()
-        _arrive(connection, instance_id, intake.association_id, now)
-        return Outcome.NEW
-    of_series = update(Series).where(Series.id == present.series_id)
-    if present.sha256 != intake.sha256:
-        connection.execute(of_series.values(flag=OTHER_BYTES))
-        return Outcome.OTHER_BYTES
-    connection.execute(of_series.values(pushed_again_at=now))
-    _arrive(connection, present.id, intake.association_id, now)
-    return Outcome.AGAIN
+    def _take(self, connection: Connection, intake: Intake, now: float) -> Outcome:
+        """The rows of one instance, inside the caller's transaction."""
+        if not self._is_spooled(intake.file):
+            return Outcome.FILE_GONE
+        present = connection.execute(FIND_INSTANCE, {"uid": intake.sop_instance_uid}).one_or_none()
+        if present is None:
+            series_id = connection.execute(TOUCH_SERIES, _series_values(intake, now)).scalar_one()
+            values = _instance_values(intake, series_id, now)
+            instance_id = connection.execute(ADD_INSTANCE, values).scalar_one()
+            _arrive(connection, instance_id, intake.association_id, now)
+            return Outcome.NEW
+        of_series = update(Series).where(Series.id == present.series_id)
+        if present.sha256 != intake.sha256:
+            connection.execute(of_series.values(flag=OTHER_BYTES))
+            return Outcome.OTHER_BYTES
+        connection.execute(of_series.values(pushed_again_at=now, slices_removed_at=None))
+        _arrive(connection, present.id, intake.association_id, now)
+        return Outcome.AGAIN
 
 
 def _series_values(intake: Intake, now: float) -> dict[str, Any]:
@@ -231,7 +243,8 @@ def _touch_series() -> Any:
     statement = upsert(Series)
     last = func.max(Series.last_instance_at, statement.excluded.last_instance_at)
     return statement.on_conflict_do_update(
-        index_elements=[Series.series_instance_uid], set_={"last_instance_at": last}
+        index_elements=[Series.series_instance_uid],
+        set_={"last_instance_at": last, "slices_removed_at": None},
     ).returning(Series.id)
 
 

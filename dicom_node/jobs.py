@@ -188,9 +188,11 @@ def reopen_if_late(session: Session, series: Series, at: float) -> bool:
     """
     if series.state is not SeriesState.COMPLETE or series.evidence is None:
         return False
-    late = instances_of(session, series) - series.evidence["instances"]
+    known = 0 if series.results_removed_at is not None else series.evidence["instances"]
+    late = instances_of(session, series) - known
     if late <= 0:
         return False
+    series.results_removed_at = None
     waiting = [job for job in jobs_of_revision(session, series) if job.state in UNFINISHED]
     if not waiting:
         series.revision += 1

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import ipaddress
 import socket
-import ssl
 import threading
 import time
 from collections.abc import Callable
@@ -19,13 +18,14 @@ from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 
 from dicom_node import logs, scp
-from dicom_node.config import Config, Tls
+from dicom_node.config import Config
 from dicom_node.errors import ConfigurationError
 from dicom_node.guard import GuardedServer, Limits
 from dicom_node.intake import Registry
 from dicom_node.keyed_hash import KeyedHash, load_key
 from dicom_node.reception_figures import ReceptionFigures
 from dicom_node.spool import Spool, SpoolError
+from dicom_node.tls import ServerTls
 
 POLL_S = 0.1
 """How soon the accept loop notices that it is to end."""
@@ -45,8 +45,8 @@ class Listener:
     def __init__(self, config: Config, engine: Engine, clock: Callable[[], float] = time.time) -> None:
         self.figures = ReceptionFigures()
         self._config = config
-        self._registry = Registry(engine, clock)
         self._spool = Spool(config.storage.spool, config.storage.reserve_mib << 20)
+        self._registry = Registry(engine, clock, self._spool.has)
         self._log = logs.get(__name__)
         self._server: GuardedServer | None = None
         self._accepting: threading.Thread | None = None
@@ -71,18 +71,19 @@ class Listener:
                 database cannot be written.
         """
         ae = scp.application_entity(self._config)
-        context = tls_context(self._config.listener.tls)
+        configured = self._config.listener.tls
+        secured = None if configured is None else ServerTls(configured)
         receiver = scp.StorageScp(
             self._config, self._spool, self._registry, KeyedHash(load_key(self._config)), self.figures
         )
         self._make_ready()
-        server = self._bind(ae, context, receiver)
+        server = self._bind(ae, secured, receiver)
         self._server = server
         self._accepting = threading.Thread(
             target=server.serve_forever, kwargs={"poll_interval": POLL_S}, name="accept", daemon=True
         )
         self._accepting.start()
-        self._log.info("listening", port=self.port, tls=context is not None)
+        self._log.info("listening", port=self.port, tls=secured is not None)
 
     def stop(self, drain_s: float = 10.0) -> None:
         """Accept nobody more, let open associations end within `drain_s` seconds, break the rest."""
@@ -110,15 +111,15 @@ class Listener:
         if swept or lost:
             self._log.warning("recovered", half_written_files=swept, associations_lost=lost)
 
-    def _bind(self, ae: Any, context: ssl.SSLContext | None, receiver: scp.StorageScp) -> GuardedServer:
+    def _bind(self, ae: Any, secured: ServerTls | None, receiver: scp.StorageScp) -> GuardedServer:
         listener = self._config.listener
         try:
             server = ae.make_server(
                 _address(listener.host, listener.port),
                 ae_title=listener.ae_title,
-                ssl_context=context,
                 evt_handlers=receiver.handlers(),
                 server_class=GuardedServer,
+                tls=secured,
                 limits=Limits.of(listener),
                 gatekeeper=receiver,
                 figures=self.figures,
@@ -129,31 +130,6 @@ class Listener:
             ) from problem
         assert isinstance(server, GuardedServer)
         return server
-
-
-def tls_context(tls: Tls | None) -> ssl.SSLContext | None:
-    """TLS 1.2 or newer, client certificates required (PS3.15 B.12); None where TLS is not configured.
-
-    Raises:
-        ConfigurationError: a file is missing or is no certificate or key.
-    """
-    if tls is None:
-        return None
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.verify_mode = ssl.CERT_REQUIRED
-    problems = []
-    try:
-        context.load_cert_chain(tls.certificate, tls.key)
-    except (OSError, ssl.SSLError) as problem:
-        problems.append(f"listener.tls: {tls.certificate} with {tls.key}: {problem.strerror or problem}")
-    try:
-        context.load_verify_locations(tls.ca)
-    except (OSError, ssl.SSLError) as problem:
-        problems.append(f"listener.tls.ca: {tls.ca}: {problem.strerror or problem}")
-    if problems:
-        raise ConfigurationError(tuple(problems))
-    return context
 
 
 def _address(host: str, port: int) -> tuple[str, int] | tuple[str, int, int, int]:

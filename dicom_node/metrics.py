@@ -11,6 +11,7 @@ import re
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,8 +32,20 @@ from dicom_node.config import Config
 from dicom_node.database import reading
 from dicom_node.delivery_figures import read_figures
 from dicom_node.reception_figures import ReceptionFigures
-from dicom_node.schema import Companion, Constancy, Delivery, Discarded, Job, Series, Transition, WorkerStatus
+from dicom_node.retention import Cause
+from dicom_node.schema import (
+    Companion,
+    Constancy,
+    Delivery,
+    Discarded,
+    Job,
+    Removal,
+    Series,
+    Transition,
+    WorkerStatus,
+)
 from dicom_node.states import COMPANION_TRANSITIONS, CompanionKind, DeliveryState, JobState, SeriesState
+from dicom_node.tls import days_left
 from dicom_node.turnaround import Histogram, TurnaroundHistory
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
@@ -76,9 +89,11 @@ class NodeCollector(Collector):
             yield from _worker(session, self.clock())
             yield from _constancy(session)
             yield from _discarded(session, self.config)
+            yield from _removals(session)
         yield from _durations(self._history)
         yield from _reception(self.reception)
         yield from _disk(self.config)
+        yield from _certificates(self.config, self.clock())
         yield _labelled("build_info", "The version that runs; always 1.", ("version",), {(__version__,): 1})
 
     def describe(self) -> Iterable[Metric]:
@@ -246,6 +261,19 @@ def _discarded(session: Session, config: Config) -> Iterator[Metric]:
     )
 
 
+def _removals(session: Session) -> Iterator[Metric]:
+    sums = select(Removal.cause, func.sum(Removal.files), func.sum(Removal.size_bytes)).group_by(
+        Removal.cause
+    )
+    rows = {row[0]: row for row in session.execute(sums)}
+    for name, meaning, place in (
+        ("files_removed", "Slices and results of finished series that were removed.", 1),
+        ("bytes_removed", "What they had taken on the disk.", 2),
+    ):
+        counts = {str(cause): float(rows[cause][place]) if cause in rows else 0.0 for cause in Cause}
+        yield _counted(name, meaning, "cause", counts)
+
+
 def _durations(history: TurnaroundHistory) -> Iterator[Metric]:
     stages = HistogramMetricFamily(
         "anatomynode_stage_seconds", "Duration of each stage of each job.", labels=("stage",)
@@ -282,6 +310,16 @@ def _disk(config: Config) -> Iterator[Metric]:
     yield _gauge(
         "storage_reserve_bytes", "Below this, C-STORE is refused.", config.storage.reserve_mib * BYTES_A_MIB
     )
+
+
+def _certificates(config: Config, now: float) -> Iterator[Metric]:
+    """Of files that can be read; that they cannot, the log and `check` say."""
+    left: dict[tuple[str, ...], float] = {}
+    for name, tls in config.tls_by_name.items():
+        with suppress(OSError, ValueError):
+            left[(name,)] = days_left(tls.certificate, now)
+    meaning = "Until the certificate of `listener`, or for a destination, expires; negative since it has."
+    yield _labelled("certificate_days_left", meaning, ("name",), left)
 
 
 def _count(session: Session, column: Any, *conditions: Any) -> dict[str, int]:

@@ -69,6 +69,10 @@ class Series(Base):
     pushed_again_at: Mapped[float | None]
     """When an instance that was already here was last pushed again, byte for byte."""
     completed_at: Mapped[float | None]
+    slices_removed_at: Mapped[float | None]
+    """Since when its received files are gone; NULL again once one of them comes again."""
+    results_removed_at: Mapped[float | None]
+    """Since when its results and the rows of its instances are gone; NULL again once slices come."""
 
 
 class Instance(Base):
@@ -212,6 +216,22 @@ class Transition(Base):
     to_state: Mapped[str]
     at: Mapped[float]
     reason: Mapped[str]
+
+
+class Removal(Base):
+    """What was removed of a finished series to make room."""
+
+    __tablename__ = "removals"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    series_id: Mapped[int] = mapped_column(ForeignKey("series.id"), index=True)
+    what: Mapped[str]
+    """`slices` or `results`."""
+    cause: Mapped[str]
+    """`age` or `space`."""
+    files: Mapped[int]
+    size_bytes: Mapped[int]
+    at: Mapped[float]
 
 
 class Discarded(Base):

@@ -261,22 +261,22 @@ class StorageScp:
     def _keep(self, association_id: int, header: InstanceHeader, received: Received) -> StoreStatus:
         """Make the bytes durable, then commit their rows; only then is the answer success."""
         file = self._spool.write(received)
-        outcome = self._registry.take(
-            Intake(
-                association_id=association_id,
-                sop_instance_uid=received.sop_instance_uid,
-                sop_class_uid=received.sop_class_uid,
-                transfer_syntax_uid=received.transfer_syntax_uid,
-                series_instance_uid=header.series_instance_uid,
-                study_instance_uid=header.study_instance_uid,
-                patient_key=self._hashed(header.patient_id),
-                accession_key=self._hashed(header.accession_number),
-                sha256=received.sha256,
-                file=file,
-                size_bytes=len(received.data),
-                geometry=header.geometry,
-            )
+        intake = Intake(
+            association_id=association_id,
+            sop_instance_uid=received.sop_instance_uid,
+            sop_class_uid=received.sop_class_uid,
+            transfer_syntax_uid=received.transfer_syntax_uid,
+            series_instance_uid=header.series_instance_uid,
+            study_instance_uid=header.study_instance_uid,
+            patient_key=self._hashed(header.patient_id),
+            accession_key=self._hashed(header.accession_number),
+            sha256=received.sha256,
+            file=file,
+            size_bytes=len(received.data),
+            geometry=header.geometry,
         )
+        while (outcome := self._registry.take(intake)) is Outcome.FILE_GONE:
+            self._spool.write(received)
         if outcome is Outcome.OTHER_BYTES:
             self._spool.remove(file)
             raise NotTakenError(StoreStatus.DUPLICATE, "other_bytes")

@@ -29,9 +29,10 @@ from pynetdicom.sop_class import (
     Verification,
 )
 
-from dicom_node.config import Destination, Tls
-from dicom_node.errors import AnatomyNodeError, PermanentError, TransientError
+from dicom_node.config import Destination
+from dicom_node.errors import AnatomyNodeError, ConfigurationError, PermanentError, TransientError
 from dicom_node.store_status import StoreKind, in_words, meaning
+from dicom_node.tls import client_context
 
 # A file's data set is streamed as it is; without this pynetdicom decodes it and encodes it anew. The setting
 # concerns only `send_c_store` of a path, which nothing outside this module calls.
@@ -290,24 +291,11 @@ def _tls(destination: Destination) -> tuple[ssl.SSLContext, str] | None:
     if destination.tls is None:
         return None
     try:
-        return _tls_context(destination.tls), destination.host
-    except OSError as problem:  # ssl.SSLError is one; a renewal may be under way
+        return client_context(destination.tls), destination.host
+    except ConfigurationError as problem:  # a renewal may be under way
         raise UnreachableError(
-            f"the TLS key, certificate or CA for {destination.name} cannot be used: {problem.strerror}"
+            f"the TLS key, certificate or CA for {destination.name} cannot be used: {problem.reason}"
         ) from problem
-
-
-def _tls_context(tls: Tls) -> ssl.SSLContext:
-    """TLS 1.2 or newer, both sides with a certificate that the configured CA signed (PS3.15 B.12).
-
-    The host's name is not compared: DICOM devices are addressed by IP, and the CA is the site's own.
-    """
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.check_hostname = False
-    context.load_verify_locations(tls.ca)
-    context.load_cert_chain(tls.certificate, tls.key)
-    return context
 
 
 def _why_not(

@@ -113,6 +113,10 @@ class Spool:
         """The absolute path of a name that `write` returned."""
         return self.folder / file
 
+    def has(self, file: str) -> bool:
+        """Whether a file is there."""
+        return self.path(file).is_file()
+
     def check_reserve(self) -> None:
         """Raise OutOfSpaceError when less than the reserve is free."""
         free = shutil.disk_usage(self.folder).free

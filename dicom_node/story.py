@@ -21,7 +21,17 @@ from dicom_node import companions, completeness, jobs
 from dicom_node.database import reading, transaction
 from dicom_node.errors import PermanentError
 from dicom_node.keyed_hash import KeyedHash
-from dicom_node.schema import Arrival, Association, Companion, Delivery, Instance, Job, Series, Transition
+from dicom_node.schema import (
+    Arrival,
+    Association,
+    Companion,
+    Delivery,
+    Instance,
+    Job,
+    Removal,
+    Series,
+    Transition,
+)
 from dicom_node.states import CompanionKind, DeliveryState
 
 LISTED = 200
@@ -262,6 +272,12 @@ def _series_facts(session: Session, series: Series) -> dict[str, Any]:
         "completed_at": _iso_or_none(series.completed_at),
         "evidence": series.evidence,
         "flag": series.flag,
+        "removals": [
+            {"what": one.what, "cause": one.cause, "files": one.files, "at": _iso(one.at)}
+            for one in session.scalars(
+                select(Removal).where(Removal.series_id == series.id).order_by(Removal.id)
+            )
+        ],
     }
 
 
@@ -356,6 +372,10 @@ def _told(story: Story) -> Iterator[str]:
         yield f"Complete by evidence: {completeness.in_words(series['evidence'])}."
     if series["flag"] is not None:
         yield f"Note: {series['flag']}."
+    for one in series["removals"]:
+        why = "they were of age" if one["cause"] == "age" else "space was wanted"
+        at = _clock_words(one["at"])
+        yield f"{one['files']} file(s) of its {one['what']} were removed at {at} UTC: {why}."
     yield ""
     for change in story.transitions:
         yield f"  {_clock_words(change['at'])}  {change['subject']:<8} -> {change['to']}: {change['reason']}"

@@ -33,6 +33,7 @@ from dicom_node.errors import AnatomyNodeError, SeriesRejectedError, TransientEr
 from dicom_node.jobs import Kept, Model, Result
 from dicom_node.peer_count import PeerCounts
 from dicom_node.results import Results
+from dicom_node.retention import Retention
 from dicom_node.rt_struct import IncompleteError, RtStruct
 from dicom_node.rt_struct_check import RtStructCheckError
 from dicom_node.schema import Job, Series
@@ -122,6 +123,7 @@ class Worker:
         self._deliverer = Deliverer(config, engine, clock)
         self._companions = CompanionSender(config, engine, clock)
         self._results = Results(config.storage.results)
+        self._retention = Retention(config, engine, clock)
         self._contouring = ThreadPoolExecutor(1, thread_name_prefix="contour")
         self._under_way: UnderWay | None = None
         self._figures = WorkerFigures(clock())
@@ -200,7 +202,7 @@ class Worker:
         """Do what is due now, and begin a job where none runs; when time alone will make more due."""
         self._figures.progress(self._clock())
         self._record()
-        look_again_at = self._assembler.step()
+        look_again_at = min(self._assembler.step(), self._retention.step())
         self._figures.put(open_series=self._decoder.open_series, open_series_bytes=self._decoder.size_bytes)
         if self._under_way is not None:
             return look_again_at
@@ -291,6 +293,13 @@ class Worker:
         if job.revision != series.revision:
             reason = f"revision {series.revision} of the series has taken the place of {job.revision}"
             jobs.move(session, job, JobState.CANCELLED, now, reason, "later_revision")
+            return True
+        if series.slices_removed_at is not None:
+            reason = (
+                "its slices were removed, as retention.slices_days or room_mib says: push the whole series "
+                f"again, then run `anatomynode jobs retry {job.id}`"
+            )
+            jobs.move(session, job, JobState.REJECTED, now, reason, "slices_removed")
             return True
         if job.model_sha256 != self._model.sha256:
             reason = f"made for model {job.model_sha256}; this node now runs {self._model.sha256}"

@@ -1,7 +1,7 @@
 """A certificate authority and one certificate for loopback, made anew for each test.
 
 Owns nothing that outlives the test's folder.
-Speaks `cryptography`, which the extra `test` brings.
+Speaks `cryptography`.
 Never is part of the product: a site brings its own certificates.
 """
 

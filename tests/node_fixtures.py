@@ -14,14 +14,11 @@ from typing import Any
 
 import numpy as np
 import yaml
-from sqlalchemy import Engine, select
-from sqlalchemy.orm import Session
+from sqlalchemy import Engine
 
 from dicom_node.config import Config
-from dicom_node.database import transaction
+from dicom_node.intake import AssociationEnd, Intake, Registry
 from dicom_node.keyed_hash import KeyedHash
-from dicom_node.schema import Arrival, Association, Instance, Series
-from dicom_node.states import SeriesState
 from inference.segmentation import Segmentation, StructureMap
 from inference.volume import Volume
 from models.card import ModelPackage
@@ -109,16 +106,6 @@ def configuration(folder: Path, package_sha256: str | None, **changes: Any) -> C
     )
 
 
-def open_association(session: Session, at: float) -> Association:
-    """A peer was let in."""
-    association = Association(
-        calling_ae_title="SCANNER", called_ae_title="ANATOMYNODE", peer_address="127.0.0.1", opened_at=at
-    )
-    session.add(association)
-    session.flush()
-    return association
-
-
 def receive(
     engine: Engine,
     config: Config,
@@ -128,13 +115,16 @@ def receive(
     outcome: str | None = "released",
 ) -> None:
     """One association brings slices of a phantom at one moment, and ends then as `outcome` says."""
-    datasets = _datasets(phantom)
-    with transaction(engine) as session:
-        association = open_association(session, at)
-        for index in range(len(datasets)) if which is None else which:
-            _take(session, config, *datasets[index], association.id, at)
-        if outcome is not None:
-            association.ended_at, association.outcome = at, outcome
+    datasets, spool = _datasets(phantom), config.storage.spool
+    spool.mkdir(parents=True, exist_ok=True)
+    registry = Registry(engine, lambda: at, lambda file: (spool / file).exists())
+    association_id = registry.association_opened("SCANNER", "ANATOMYNODE", "127.0.0.1")
+    for index in range(len(datasets)) if which is None else which:
+        intake, data = _intake(*datasets[index], association_id)
+        (spool / intake.file).write_bytes(data)
+        registry.take(intake)
+    if outcome is not None:
+        registry.association_ended(association_id, AssociationEnd(outcome))
 
 
 _BUILT: dict[str, list[tuple[Any, bytes]]] = {}
@@ -148,55 +138,29 @@ def _datasets(phantom: Phantom) -> list[tuple[Any, bytes]]:
     return _BUILT[key]
 
 
-def _take(
-    session: Session, config: Config, dataset: Any, data: bytes, association_id: int, at: float
-) -> None:
+def _intake(dataset: Any, data: bytes, association_id: int) -> tuple[Intake, bytes]:
     sha256 = hashlib.sha256(data).hexdigest()
-    series = session.scalars(
-        select(Series).where(Series.series_instance_uid == dataset.SeriesInstanceUID)
-    ).first()
-    if series is None:
-        series = Series(
-            series_instance_uid=str(dataset.SeriesInstanceUID),
-            study_instance_uid=str(dataset.StudyInstanceUID),
-            patient_key=HASHED(str(dataset.PatientID)),
-            accession_key=HASHED(str(dataset.AccessionNumber)),
-            state=SeriesState.RECEIVING,
-            revision=1,
-            first_instance_at=at,
-            last_instance_at=at,
-        )
-        session.add(series)
-        session.flush()
-    instance = session.scalars(
-        select(Instance).where(Instance.sop_instance_uid == str(dataset.SOPInstanceUID))
-    ).first()
-    if instance is None:
-        config.storage.spool.mkdir(parents=True, exist_ok=True)
-        (config.storage.spool / f"{sha256}.dcm").write_bytes(data)
-        instance = Instance(
-            series_id=series.id,
-            sop_instance_uid=str(dataset.SOPInstanceUID),
-            sop_class_uid=str(dataset.SOPClassUID),
-            transfer_syntax_uid=str(dataset.file_meta.TransferSyntaxUID),
-            sha256=sha256,
-            file=f"{sha256}.dcm",
-            size_bytes=len(data),
-            received_at=at,
-            geometry={
-                "ImagePositionPatient": _floats(dataset.ImagePositionPatient),
-                "ImageOrientationPatient": _floats(dataset.ImageOrientationPatient),
-                "PixelSpacing": _floats(dataset.PixelSpacing),
-                "Rows": int(dataset.Rows),
-                "Columns": int(dataset.Columns),
-            },
-        )
-        session.add(instance)
-        session.flush()
-        series.last_instance_at = at
-    else:
-        series.pushed_again_at = at
-    session.add(Arrival(instance_id=instance.id, association_id=association_id, at=at))
+    intake = Intake(
+        association_id=association_id,
+        sop_instance_uid=str(dataset.SOPInstanceUID),
+        sop_class_uid=str(dataset.SOPClassUID),
+        transfer_syntax_uid=str(dataset.file_meta.TransferSyntaxUID),
+        series_instance_uid=str(dataset.SeriesInstanceUID),
+        study_instance_uid=str(dataset.StudyInstanceUID),
+        patient_key=HASHED(str(dataset.PatientID)),
+        accession_key=HASHED(str(dataset.AccessionNumber)),
+        sha256=sha256,
+        file=f"{sha256}.dcm",
+        size_bytes=len(data),
+        geometry={
+            "ImagePositionPatient": _floats(dataset.ImagePositionPatient),
+            "ImageOrientationPatient": _floats(dataset.ImageOrientationPatient),
+            "PixelSpacing": _floats(dataset.PixelSpacing),
+            "Rows": int(dataset.Rows),
+            "Columns": int(dataset.Columns),
+        },
+    )
+    return intake, data
 
 
 def _floats(values: Sequence[Any]) -> list[float]:

@@ -10,7 +10,7 @@ import sys
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,8 @@ from pynetdicom import AE
 from pynetdicom.sop_class import Verification
 
 from dicom_node import notify
+from dicom_node.backup import BackupError, copy_database
+from tests.phantoms import Phantom, encode, slices
 from tests.tools import free_port, running, start, stop, wait_until
 
 SETTINGS: dict[str, Any] = {
@@ -150,3 +152,51 @@ def worker_pid(folder: Path) -> int:
     with sqlite3.connect(folder / "data" / "anatomynode.sqlite") as database:
         (pid,) = database.execute("SELECT pid FROM worker_status").fetchone()
     return int(pid)
+
+
+def test_a_database_restored_from_its_backup_learns_from_the_spool_what_came_later(
+    tmp_path: Path, settings: dict[str, Any]
+) -> None:
+    config, database = tmp_path / "config.yaml", tmp_path / "data" / "anatomynode.sqlite"
+    first, second = Phantom(offsets_mm=(0.0, 3.0)), Phantom(series="2", offsets_mm=(0.0, 3.0, 6.0))
+    with node(tmp_path, settings, "listen"):
+        _send(tmp_path / "first", first, settings)
+        copied = subprocess.run(
+            [sys.executable, "-m", "dicom_node", "backup", tmp_path / "copy.sqlite", "--config", config],
+            check=True,
+            capture_output=True,
+            text=True,
+        )
+        assert "MB" in copied.stdout
+        _send(tmp_path / "second", second, settings)
+    for companion in tmp_path.glob("data/anatomynode.sqlite-*"):
+        companion.unlink()
+    (tmp_path / "copy.sqlite").replace(database)
+    assert _slices(database) == 2
+    with node(tmp_path, settings, "listen"):
+        _send(tmp_path / "data" / "spool", None, settings)
+    assert _slices(database) == 5
+
+
+def _send(folder: Path, phantom: Phantom | None, settings: dict[str, Any]) -> None:
+    """Push a folder, with a phantom's slices in it where one is given."""
+    if phantom is not None:
+        folder.mkdir()
+        for index, dataset in enumerate(slices(phantom)):
+            (folder / f"{index}.dcm").write_bytes(encode(dataset))
+    to = ["--to", f"127.0.0.1:{settings['listener']['port']}", "--aet", "ANATOMYNODE", "--calling", "SCANNER"]
+    subprocess.run([sys.executable, "-m", "dicom_node", "send", folder, *to], check=True, capture_output=True)
+
+
+def _slices(database: Path) -> int:
+    with closing(sqlite3.connect(database)) as connection:
+        return int(connection.execute("SELECT count(*) FROM instances").fetchone()[0])
+
+
+def test_a_backup_of_no_database_says_so_and_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(BackupError, match="there is no database"):
+        copy_database(tmp_path / "missing.sqlite", tmp_path / "copy.sqlite")
+    (tmp_path / "torn.sqlite").write_bytes(b"SQLite format 3\0" + bytes(5000))
+    with pytest.raises(BackupError, match="cannot be copied"):
+        copy_database(tmp_path / "torn.sqlite", tmp_path / "copy.sqlite")
+    assert [path.name for path in tmp_path.iterdir()] == ["torn.sqlite"]

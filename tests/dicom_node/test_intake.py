@@ -24,6 +24,10 @@ class Clock:
         return self.now
 
 
+def _is_spooled(_file: str) -> bool:
+    return True
+
+
 @pytest.fixture
 def engine(tmp_path: Path) -> Iterator[Engine]:
     upgrade(tmp_path / "node.sqlite")
@@ -61,7 +65,7 @@ def only_series(engine: Engine) -> Series:
 
 def test_new_again_and_other_bytes_each_leave_the_rows_that_tell_them_apart(engine: Engine) -> None:
     clock = Clock()
-    registry = Registry(engine, clock)
+    registry = Registry(engine, clock, _is_spooled)
     peer = registry.association_opened("CT1", "NODE", "127.0.0.1")
 
     assert registry.take(intake(peer)) is Outcome.NEW
@@ -79,9 +83,23 @@ def test_new_again_and_other_bytes_each_leave_the_rows_that_tell_them_apart(engi
     assert (count(engine, Instance), count(engine, Arrival)) == (1, 2)
 
 
+def test_a_slice_whose_file_was_removed_with_its_series_is_not_taken_until_it_is_written_again(
+    engine: Engine,
+) -> None:
+    spool = {intake(1).file}
+    registry = Registry(engine, Clock(), spool.__contains__)
+    peer = registry.association_opened("CT1", "NODE", "127.0.0.1")
+    assert registry.take(intake(peer)) is Outcome.NEW
+    spool.clear()
+    assert registry.take(intake(peer)) is Outcome.FILE_GONE
+    assert count(engine, Arrival) == 1
+    spool.add(intake(peer).file)
+    assert registry.take(intake(peer)) is Outcome.AGAIN
+
+
 def test_a_clock_set_back_makes_no_series_older(engine: Engine) -> None:
     clock = Clock()
-    registry = Registry(engine, clock)
+    registry = Registry(engine, clock, _is_spooled)
     peer = registry.association_opened("CT1", "NODE", "127.0.0.1")
     registry.take(intake(peer, 1))
     clock.now = 10.0
@@ -90,7 +108,7 @@ def test_a_clock_set_back_makes_no_series_older(engine: Engine) -> None:
 
 
 def test_many_threads_lose_and_double_nothing(engine: Engine) -> None:
-    registry = Registry(engine, Clock())
+    registry = Registry(engine, Clock(), _is_spooled)
     peer = registry.association_opened("CT1", "NODE", "127.0.0.1")
     outcomes: list[Outcome] = []
 
@@ -107,7 +125,7 @@ def test_many_threads_lose_and_double_nothing(engine: Engine) -> None:
 
 
 def test_a_failed_commit_is_told_to_everyone_who_shared_it(engine: Engine) -> None:
-    registry = Registry(engine, Clock())
+    registry = Registry(engine, Clock(), _is_spooled)
     peer = registry.association_opened("CT1", "NODE", "127.0.0.1")
     with pytest.raises(SQLAlchemyError):
         registry.take(replace(intake(peer), association_id=99))  # no such association
@@ -116,12 +134,12 @@ def test_a_failed_commit_is_told_to_everyone_who_shared_it(engine: Engine) -> No
 
 
 def test_the_first_end_of_an_association_counts_and_a_crash_loses_the_open_ones(engine: Engine) -> None:
-    registry = Registry(engine, Clock())
+    registry = Registry(engine, Clock(), _is_spooled)
     released = registry.association_opened("CT1", "NODE", "127.0.0.1")
     registry.association_opened("CT1", "NODE", "127.0.0.1")
     registry.association_ended(released, AssociationEnd.RELEASED)
     registry.association_ended(released, AssociationEnd.LOST)
-    assert Registry(engine, Clock()).close_lost_associations() == 1
+    assert Registry(engine, Clock(), _is_spooled).close_lost_associations() == 1
     with reading(engine) as session:
         assert session.scalars(select(Association.outcome).order_by(Association.id)).all() == [
             "released",
@@ -130,7 +148,7 @@ def test_the_first_end_of_an_association_counts_and_a_crash_loses_the_open_ones(
 
 
 def test_discarded_instances_are_added_up_by_class(engine: Engine) -> None:
-    registry = Registry(engine, Clock())
+    registry = Registry(engine, Clock(), _is_spooled)
     registry.discarded("1.2.3", 5)
     registry.discarded("1.2.3", 7)
     with reading(engine) as session:

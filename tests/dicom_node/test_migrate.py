@@ -53,7 +53,8 @@ def test_upgrading_again_changes_nothing_and_many_may_do_it_at_once(tmp_path: Pa
             "companions_state_follows_the_table",
             "transitions_are_history",
         }
-        assert connection.execute(text("SELECT version_num FROM alembic_version")).scalars().all() == ["0005"]
+        version = connection.execute(text("SELECT version_num FROM alembic_version")).scalars().all()
+        assert version == [max(path.name[1:5] for path in (migrate.SCRIPTS / "versions").glob("v*.py"))]
 
 
 def test_deliveries_of_the_first_version_keep_the_one_file_that_their_job_had(tmp_path: Path) -> None:

@@ -12,8 +12,8 @@ from typing import Any
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0005"
-down_revision = "0004"
+revision = "0006"
+down_revision = "0005"
 branch_labels = None
 depends_on = None
 
@@ -22,7 +22,7 @@ STATES = ("PENDING", "STORED", "COMMITTED", "HELD", "REFUSED", "CANCELLED")
 
 def upgrade() -> None:
     """Make the table anew around its rows; the triggers are made anew after each upgrade anyhow."""
-    op.rename_table("deliveries", "deliveries_until_0005")
+    op.rename_table("deliveries", "deliveries_until_0006")
     columns: tuple[sa.Column[Any], ...] = (
         sa.Column("id", sa.Integer(), nullable=False),
         sa.Column("job_id", sa.Integer(), nullable=False),
@@ -49,9 +49,9 @@ def upgrade() -> None:
     )
     names = ", ".join(column.name for column in columns)
     op.execute(
-        f"INSERT INTO deliveries ({names}) SELECT {names} FROM deliveries_until_0005"  # noqa: S608 (from above)
+        f"INSERT INTO deliveries ({names}) SELECT {names} FROM deliveries_until_0006"  # noqa: S608 (from above)
     )
-    op.drop_table("deliveries_until_0005")
+    op.drop_table("deliveries_until_0006")
     op.create_index("ix_deliveries_job_id", "deliveries", ["job_id"], unique=False)
     op.create_index(
         "deliveries_that_are_due", "deliveries", ["destination", "state", "next_attempt_at"], unique=False
