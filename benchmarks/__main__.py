@@ -10,7 +10,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
-BENCHMARKS = ("reception", "rt_struct", "turnaround")
+BENCHMARKS = ("reception", "decoding", "rt_struct", "turnaround")
 
 
 def run() -> bool:

@@ -12,7 +12,7 @@ import json
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from enum import IntEnum, StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Protocol
@@ -239,6 +239,24 @@ def backup(
 
     size_bytes = copy_database(read_config(config).storage.database, file)
     typer.echo(f"{file}: {size_bytes / 1e6:.1f} MB; docs/OPERATIONS.md says how to restore it")
+
+
+@app.command()
+def audit(
+    config: ConfigPath = DEFAULT_CONFIG,
+    since: Annotated[
+        datetime | None, typer.Option("--since", help="UTC; a day before --until without it.")
+    ] = None,
+    until: Annotated[datetime | None, typer.Option("--until", help="UTC; now without it.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Who sent what when, where results went, what was removed, and what a person decided."""
+    from dicom_node import audit as auditing
+
+    stop = until.replace(tzinfo=UTC) if until else datetime.now(UTC)
+    first = since.replace(tzinfo=UTC) if since else stop - timedelta(days=1)
+    with _database(config) as engine:
+        _tell(auditing.trail(engine, first, stop), as_json)
 
 
 @app.command()

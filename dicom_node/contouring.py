@@ -192,8 +192,18 @@ def _contour_folder(
         **done.report,
         "rt_struct": str(output),
         "seconds": seconds,
-        "notes": [*done.report["notes"], *notes],
+        "notes": [*done.report["notes"], *notes, *_holds(series, done, settings, destination)],
     }
+
+
+def _holds(series: CtSeries, done: Contoured, settings: Config, destination: str | None) -> Iterator[str]:
+    """What the node would not send before a person released it."""
+    why = review.why_to_hold(series, done.segmentation, settings.review.hold)
+    if why is not None:
+        yield f"the node would hold this until a person releases it: {why}"
+    why = review.holds(series, done.segmentation, settings).get(destination or "")
+    if why is not None:
+        yield f"the node would hold this for {destination} until a person releases it: {why}"
 
 
 def write_preview(series: CtSeries, data: bytes, report: Report, file: Path) -> None:

@@ -283,6 +283,8 @@ def _read_elements(stream: BinaryIO) -> Dataset:
 def _refuse_what_is_no_ct(dataset: Dataset, syntax: UID) -> None:
     """Storage class, modality, image type and transfer syntax."""
     sop_class = _text(dataset, "SOPClassUID")
+    if "DirectoryRecordSequence" in dataset:
+        _refuse(Refusal.NOT_CT, "no CT image: a DICOMDIR, the list of what is on a disc (PS3.10 8.6)")
     if not sop_class:
         _refuse(Refusal.MISSING_ATTRIBUTE, "SOPClassUID is missing: the file is damaged, or no image")
     if sop_class in _ENHANCED:

@@ -10,7 +10,7 @@ import pytest
 from pydicom.uid import CTImageStorage
 from pynetdicom import AE, evt
 
-from benchmarks import contours, reception
+from benchmarks import contours, decoding, reception
 from benchmarks.figures import NotMeasuredError
 
 
@@ -31,6 +31,15 @@ def test_contours_of_a_folder_of_masks_are_compared_by_two_readers(tmp_path: Pat
     assert all(one.dice >= 0.97 for way in measured.values() for one in way["Ball"])
     line = next(iter(contours.rows(measured["voxel"])))
     assert "| Ball | 1 |" in contours.as_markdown("Voxel", contours.HEADINGS, [line])
+
+
+def test_each_compressed_syntax_gives_back_the_very_hu_and_its_ratio() -> None:
+    figures = {figure.name: figure for figure in decoding.measure(slices=1, matrix=64, rounds=1)}
+    for name in decoding.SYNTAXES:
+        assert figures[f"{name}: a slice"].value > 0
+        assert 0 < figures[f"{name}: size"].value < 100
+        ratio = figures[f"{name}: a slice"].value / figures["uncompressed: a slice"].value
+        assert figures[f"{name}: longer than uncompressed by"].value == pytest.approx(ratio)
 
 
 def test_a_receiver_that_ends_the_association_is_named_with_the_slice() -> None:

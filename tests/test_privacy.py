@@ -206,6 +206,7 @@ def test_the_patient_is_in_no_file_name_and_in_no_file_but_the_slices_and_result
 def test_the_patient_is_in_no_answer_of_a_command(ran: Rehearsal) -> None:
     config = ("--config", str(ran.config))
     _silent(_command(ran, "check", *config))
+    _silent(_command(ran, "audit", "--json", *config))
     _silent(_command(ran, "jobs", *config))
     for number, _ in enumerate(ran.jobs(), start=1):
         _silent(_command(ran, "jobs", "show", str(number), *config))

@@ -129,6 +129,33 @@ def test_the_same_folder_gives_the_same_bytes_dated_by_the_ct(folder: Path, tmp_
 
 
 @pytest.mark.usefixtures("stand_in")
+def test_the_report_tells_what_the_node_would_hold_and_for_whom(tmp_path: Path) -> None:
+    tilted = PHANTOM.but(
+        orientation=(1.0, 0.0, 0.0, 0.0, 0.9659258262890683, -0.25881904510252074),
+        step_direction=(0.0, 0.0, 1.0),
+    )
+    write(tilted, tmp_path / "ct")
+    pacs = {"name": "pacs", "host": "h", "port": 1, "ae_title": "A"}
+    settings = Config.model_validate(
+        {
+            **SETTINGS.model_dump(),
+            "destinations": [pacs, {**pacs, "name": "tps", "hold": ["tilted"]}],
+            "review": {"hold": ["not_found"]},
+        }
+    )
+    told = {
+        name: contouring.contour_folder(tmp_path / "ct", tmp_path / "rs.dcm", settings, destination=name)
+        for name in ("pacs", "tps")
+    }
+    for_all = f"the node would hold this until a person releases it: {MODEL.structures[-1].name}: not found"
+    assert told["pacs"]["notes"] == [for_all]
+    assert told["tps"]["notes"] == [
+        for_all,
+        "the node would hold this for tps until a person releases it: the gantry was tilted by 15.0 degrees",
+    ]
+
+
+@pytest.mark.usefixtures("stand_in")
 def test_a_folder_is_contoured_as_a_destination_of_the_configuration_wants_it(
     folder: Path, tmp_path: Path
 ) -> None:
