@@ -189,7 +189,7 @@ def write_summary(path: Path, scores: Sequence[Score]) -> None:
         for label, chosen in sets.items():
             for summary in summarise(chosen):
                 spreads = [getattr(summary, name) for name in names]
-                cells = [f"{getattr(one, part):.4f}" for one in spreads for part in parts]
+                cells = [f"{getattr(one, part):.6f}" for one in spreads for part in parts]
                 writer.writerow((label, summary.structure, summary.patients, summary.missed, *cells))
 
 
