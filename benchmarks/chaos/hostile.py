@@ -175,7 +175,7 @@ def _attack(folder: Path, plan: Plan, tls: Tls | None) -> Outcome:
         with Attackers(node.port, tls) as attackers, asker.asking(), _sending(honest):
             asker.meanwhile = "warming up"
             _warm_up(attackers, honest, plan)
-            outcome.warm = process.wait_for(process.Taken(0, 0, 0, 0), listener.pid, 3.0)
+            outcome.warm = _at_rest(listener.pid)
             before = _files(folder)
             asker.meanwhile = "fuzzed sequences"
             # The TLS layer is the same for all of them; a tenth goes through it.
@@ -227,6 +227,15 @@ def _warm_up(attackers: Attackers, honest: Scanner, plan: Plan) -> None:
     deadline = time.monotonic() + 60
     while not honest.studies and time.monotonic() < deadline:
         time.sleep(0.1)
+
+
+def _at_rest(pid: int) -> process.Taken:
+    """The most that it takes within two seconds: the honest scanner and the C-ECHOs go on."""
+    seen = []
+    for _ in range(20):
+        seen.append(process.Taken.of(pid))
+        time.sleep(0.1)
+    return max(seen, key=lambda one: one.threads)
 
 
 def _client(tls: Tls) -> ssl.SSLContext:
@@ -304,7 +313,7 @@ class Attackers:
 
     def __init__(self, port: int, tls: Tls | None) -> None:
         self._port, self._tls = port, tls
-        self._pool = ProcessPoolExecutor(ATTACKERS, multiprocessing.get_context("spawn"))
+        self._pool = ProcessPoolExecutor(ATTACKERS, _processes())
 
     def __enter__(self) -> Attackers:
         return self
@@ -335,6 +344,13 @@ class Attackers:
         return sum((job.result() for job in jobs), Counter[str]())
 
 
+def _processes() -> Any:
+    """Processes that are forked from one which has imported all this and runs no thread."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__ if __name__ != "__main__" else "benchmarks.chaos.hostile"])
+    return context
+
+
 def _fuzz(port: int, tls: Tls | None, seed: int, count: int) -> Counter[str]:
     return _pay(port, tls, list(fuzz.visits(seed, count)))
 
@@ -347,7 +363,7 @@ def _bomb(port: int, tls: Tls | None, mib: int, number: int) -> Counter[str]:
     return _pay(port, tls, [one for at, one in enumerate(fuzz.bombs(mib)) if at == number], 60.0)
 
 
-def _pay(port: int, tls: Tls | None, visits: Sequence[Visit], patience_s: float = 0.1) -> Counter[str]:
+def _pay(port: int, tls: Tls | None, visits: Sequence[Visit], patience_s: float = 0.05) -> Counter[str]:
     client, kinds = None if tls is None else _client(tls), Counter[str]()
     for visit in visits:
         kinds[visit.kind] += 1
@@ -372,8 +388,7 @@ def _visit(peer: socket.socket, visit: Visit, patience_s: float) -> None:
 
 def _slow_peers(port: int, tls: Tls | None, plan: Plan) -> None:
     """Have the slow peers come, and come again whenever they are sent away."""
-    context = multiprocessing.get_context("spawn")
-    slow = context.Process(target=_be_slow, args=(port, tls, plan.slow_peers, plan.slow_s), daemon=True)
+    slow = _processes().Process(target=_be_slow, args=(port, tls, plan.slow_peers, plan.slow_s), daemon=True)
     slow.start()
     slow.join()
 
