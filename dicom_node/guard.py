@@ -491,11 +491,20 @@ class _Reactor(DULServiceProvider):  # type: ignore[misc]
         self.daemon = True
 
     def receive_pdu(self, wait: bool = False, timeout: float | None = None) -> Any:
-        """The next primitive; first an association request or nothing, or pynetdicom's thread would break."""
+        """The next primitive; first an association request or nothing, or pynetdicom's thread would break.
+
+        Without one the connection ends here: a request that is decoded a moment later would wait for an
+        answer that nobody gives, and hold its place for as long as the peer likes.
+        """
         primitive = super().receive_pdu(wait, timeout)
-        if self.assoc.requestor.primitive is None and not isinstance(primitive, A_ASSOCIATE):
-            return None
-        return primitive
+        if self.assoc.requestor.primitive is not None or isinstance(primitive, A_ASSOCIATE):
+            return primitive
+        connection = self.socket.socket if self.socket is not None else None
+        if connection is not None:
+            # socket.socket's own, as in `drain`; the reactor then reads the end of the connection.
+            with suppress(OSError):
+                socket.socket.shutdown(connection, socket.SHUT_RDWR)
+        return None
 
     def _decode_pdu(self, bytestream: bytearray) -> Any:
         """Decode a PDU, and count one that is none; pynetdicom then sends an A-ABORT."""
