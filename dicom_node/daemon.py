@@ -106,6 +106,7 @@ def _begin(config_path: Path, program: str) -> Config:
     """
     config = read_config(config_path)
     logs.configure(config.logging, program)
+    logs.catch_threads()
     try:
         for folder in (config.storage.folder, config.storage.spool, config.storage.results):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -21,11 +21,11 @@ from dataclasses import dataclass
 from io import BytesIO
 from typing import Any, Protocol
 
-from pynetdicom import evt
+from pynetdicom import _handlers, evt
 from pynetdicom.association import Association
 from pynetdicom.dimse import DIMSEServiceProvider
 from pynetdicom.dul import DULServiceProvider
-from pynetdicom.pdu_primitives import A_ABORT, A_P_ABORT
+from pynetdicom.pdu_primitives import A_ABORT, A_ASSOCIATE, A_P_ABORT
 from pynetdicom.timer import Timer
 from pynetdicom.transport import AssociationSocket, RequestHandler, ThreadedAssociationServer
 
@@ -41,8 +41,18 @@ ASSOCIATION_REQUEST_BYTES = 131_072
 WAITING_CONNECTIONS = 64
 WAITING_CONNECTIONS_PER_ADDRESS = 24
 """Connections beside the associations, such as those on their way to be refused on the wire."""
+STRANGERS = 24
+STRANGERS_PER_ADDRESS = 8
+"""Connections from addresses that no known peer has: places of their own, so that they take no other's."""
 LONGEST_WAIT_S = 0.05
 """How long a reactor may sleep; its bell wakes it before that when there is something to do."""
+_TALK = (
+    (evt.EVT_DIMSE_RECV, _handlers.standard_dimse_recv_handler),
+    (evt.EVT_DIMSE_SENT, _handlers.standard_dimse_sent_handler),
+    (evt.EVT_PDU_RECV, _handlers.standard_pdu_recv_handler),
+    (evt.EVT_PDU_SENT, _handlers.standard_pdu_sent_handler),
+)
+"""What pynetdicom would say of each PDU: it prints data sets, and breaks on PDUs that are none."""
 A_P_ABORT_INVALID_PARAMETER = b"\x07\x00\x00\x00\x00\x04\x00\x00\x02\x06"
 """A-ABORT by the service provider, reason 6: invalid PDU parameter value (PS3.8 9.3.8)."""
 
@@ -104,6 +114,9 @@ class AssociationRequest:
 
 class Gatekeeper(Protocol):
     """Who may come in, and who wants to know when an association begins and ends."""
+
+    def knows(self, address: str) -> bool:
+        """Whether somebody who may come in has this address; asked in the accept loop, so never slow."""
 
     def admit(self, request: AssociationRequest) -> Refusal | None:
         """Why the peer is refused, or None."""
@@ -175,6 +188,7 @@ class GuardedServer(ThreadedAssociationServer):  # type: ignore[misc]
             limits.associations + WAITING_CONNECTIONS,
             limits.associations_per_address + WAITING_CONNECTIONS_PER_ADDRESS,
         )
+        self._strangers = Places(STRANGERS, STRANGERS_PER_ADDRESS)
         self._sockets: set[socket.socket] = set()
         super().__init__(*arguments, request_handler=_Connection, **keywords)
 
@@ -190,14 +204,15 @@ class GuardedServer(ThreadedAssociationServer):  # type: ignore[misc]
 
     def process_request(self, request: Any, client_address: Any) -> None:
         """Start the connection's thread, if there is a place for it."""
-        if not self._connections.enter(client_address[0]):
-            self.dropped("connections", client_address[0])
+        address = client_address[0]
+        if not self._places(address).enter(address):
+            self.dropped("connections", address)
             self.shutdown_request(request)
             return
         try:
             super().process_request(request, client_address)
         except BaseException:
-            self._connections.leave(client_address[0])
+            self._places(address).leave(address)
             raise
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
@@ -205,7 +220,11 @@ class GuardedServer(ThreadedAssociationServer):  # type: ignore[misc]
         try:
             super().process_request_thread(request, client_address)
         finally:
-            self._connections.leave(client_address[0])
+            self._places(client_address[0]).leave(client_address[0])
+
+    def _places(self, address: str) -> Places:
+        """Where a connection from this address is counted."""
+        return self._connections if self.gatekeeper.knows(address) else self._strangers
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Log what broke a connection's thread instead of printing it."""
@@ -243,7 +262,7 @@ class GuardedServer(ThreadedAssociationServer):  # type: ignore[misc]
             with suppress(OSError):
                 socket.socket.shutdown(connection, socket.SHUT_RDWR)
         deadline = time.monotonic() + 2 * LONGEST_WAIT_S + 5
-        while self._connections.held and time.monotonic() < deadline:
+        while self._connections.held + self._strangers.held and time.monotonic() < deadline:
             time.sleep(0.01)
         return broken
 
@@ -302,6 +321,8 @@ class _Connection(RequestHandler):  # type: ignore[misc]
         """An association with guarded parts in place of pynetdicom's own."""
         limits = self.server.limits
         association = super()._create_association()
+        for event, tell in _TALK:
+            association.unbind(event, tell)
         association.dimse = _Messages(association, limits)
         association.dul = _Reactor(association)
         association.dul.socket = _GuardedSocket(association, self.request, self.server)
@@ -469,12 +490,31 @@ class _Reactor(DULServiceProvider):  # type: ignore[misc]
         self.artim_timer = _Stopwatch(None)
         self.daemon = True
 
+    def receive_pdu(self, wait: bool = False, timeout: float | None = None) -> Any:
+        """The next primitive; first an association request or nothing, or pynetdicom's thread would break."""
+        primitive = super().receive_pdu(wait, timeout)
+        if self.assoc.requestor.primitive is None and not isinstance(primitive, A_ASSOCIATE):
+            return None
+        return primitive
+
+    def _decode_pdu(self, bytestream: bytearray) -> Any:
+        """Decode a PDU, and count one that is none; pynetdicom then sends an A-ABORT."""
+        try:
+            return super()._decode_pdu(bytestream)
+        except Exception:
+            self._dropped("invalid_pdu")
+            raise
+
+    def _dropped(self, reason: str) -> None:
+        self.assoc._server.dropped(reason, self.assoc.requestor.address_info.address)
+
     def run_reactor(self) -> None:
         """Run until the connection ends; an exception ends it too, and the association hears of it."""
         try:
             super().run_reactor()
         except Exception:
             # An event that PS3.8 Table 9-10 does not foresee, such as fuzzed PDUs can bring about.
+            self._dropped("out_of_order")
             self.to_user_queue.put(_provider_abort())
         finally:
             if self.socket is not None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import threading
 import traceback
 import warnings
 from collections.abc import Mapping
@@ -97,6 +98,16 @@ def configure(settings: config.Logging, program: str, stream: TextIO | None = No
     structlog.contextvars.bind_contextvars(program=program)
 
 
+def catch_threads() -> None:
+    """Write what ends a thread like any other exception; Python itself would print the exception's text."""
+
+    def tell(ended: threading.ExceptHookArgs) -> None:
+        if ended.exc_value is not None:
+            get(__name__).error("a thread has failed", exc_info=ended.exc_value)
+
+    threading.excepthook = tell
+
+
 def get(name: str) -> FilteringBoundLogger:
     """The logger of a module: `log = logs.get(__name__)`, then `log.info("what happened", key=value)`."""
     logger: FilteringBoundLogger = structlog.get_logger(name)
@@ -176,6 +187,8 @@ def _only_the_place(_logger: Any, _method: str, event: EventDict) -> EventDict:
     record: logging.LogRecord = event["_record"]
     if record.name.partition(".")[0] in DATA_SET_LIBRARIES:
         event["event"] = "the library has a complaint; its text is withheld, since it may quote a data set"
+        # The place is enough: whatever a peer sends can bring this about, again and again.
+        event.pop("exc_info", None)
         event["place"] = f"{record.module}.{record.funcName}:{record.lineno}"
     return event
 

@@ -16,6 +16,7 @@ from enum import IntEnum
 from io import BytesIO
 from typing import Any
 
+import pydicom
 from pydicom import Dataset
 from pydicom.dataelem import RawDataElement
 from pydicom.filereader import read_dataset
@@ -35,6 +36,9 @@ from dicom_node.intake import AssociationEnd, Intake, Outcome, Registry
 from dicom_node.reception_figures import ReceptionFigures
 from dicom_node.spool import OutOfSpaceError, Received, Spool, receive
 from dicom_node.transfer_syntaxes import COMPRESSED
+
+pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
+"""Values are checked here where they are used; a line in the log for each odd one would let peers fill it."""
 
 LOSSLESS = (ExplicitVRLittleEndian, ImplicitVRLittleEndian, *COMPRESSED)
 """Nothing lossy: contours follow HU. Nothing deflated: 0.5 MB of it can become 1 GB."""
@@ -177,6 +181,12 @@ class Reporters:
         """Whether a destination that is asked has this AE title."""
         return any(one.ae_title.strip() == ae_title for one in self._asked)
 
+    def __contains__(self, address: str) -> bool:
+        """Whether one has this address, as far as its configuration says so without a name to be resolved."""
+        return any(
+            is_within(address, one.storage_commitment.addresses) or address == one.host for one in self._asked
+        )
+
     def of(self, ae_title: str, address: str) -> frozenset[str]:
         """The names of the destinations for which a peer may report."""
         return frozenset(
@@ -237,6 +247,10 @@ class StorageScp:
             (evt.EVT_N_EVENT_REPORT, lambda event: (self.report(event), None)),
             (evt.EVT_N_ACTION, lambda _event: (storage_commitment.UNRECOGNISED_OPERATION, None)),
         ]
+
+    def knows(self, address: str) -> bool:
+        """Whether a peer or a destination that reports has this address by the configuration."""
+        return address in self._reporters or any(peer.admits(address) for peer in self._peers)
 
     def admit(self, request: AssociationRequest) -> Refusal | None:
         """Refuse whom the configuration does not name (PS3.8 9.3.4)."""

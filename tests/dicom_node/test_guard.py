@@ -17,6 +17,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from dicom_node.guard import STRANGERS
 from dicom_node.listener import Listener
 from dicom_node.spool import Received, Spool
 from tests import certificates
@@ -250,6 +251,27 @@ def test_one_address_gets_no_more_than_its_associations_and_is_told_so(tmp_path:
             assert second.recv(100) == b"\x03\0\0\0\0\x04\0\x02\x03\x02"
         first.close()
         wait_until(lambda: reception.figures.snapshot().associations_open == 0)
+        assert still_serves(reception)
+
+
+def test_strangers_in_any_number_take_no_place_of_a_known_peer(tmp_path: Path) -> None:
+    with listening(configuration(tmp_path)) as reception, ExitStack() as strangers:
+        for number in range(100):
+            stranger = socket.create_connection(
+                ("127.0.0.1", reception.port), 10, (f"127.0.2.{number + 1}", 0)
+            )
+            strangers.enter_context(stranger)
+        wait_until(lambda: dropped(reception, "connections") == 100 - STRANGERS)
+        assert still_serves(reception)
+
+
+@pytest.mark.parametrize("first", [pdu(4, bytes(10)), pdu(1, association_request()[6:60]), pdu(9, b"")])
+def test_what_begins_with_no_association_request_breaks_no_thread(tmp_path: Path, first: bytes) -> None:
+    with listening(configuration(tmp_path)) as reception:  # pytest fails on a thread that breaks
+        with connect(reception) as peer:
+            peer.sendall(first)
+            peer.shutdown(socket.SHUT_WR)
+            assert ends(peer, 10)
         assert still_serves(reception)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -105,6 +106,20 @@ def test_libraries_say_nothing_below_a_warning(lines: Callable[[], list[Any]]) -
         logging.getLogger(f"{library}.part").info("chatter")
 
     assert lines() == []
+
+
+def test_a_thread_that_fails_is_a_line_without_the_exceptions_text(
+    lines: Callable[[], list[Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(threading, "excepthook", threading.excepthook)  # put back at the end
+    logs.catch_threads()
+    thread = threading.Thread(target=raise_with_local_value)
+    thread.start()
+    thread.join()
+
+    (line,) = lines()
+    assert "in raise_with_local_value" in line["exception"]
+    assert CANARY not in json.dumps(line)
 
 
 def test_a_line_carries_the_program_and_the_bound_context(lines: Callable[[], list[Any]]) -> None:
