@@ -8,7 +8,6 @@ Never keeps anything in memory that a restart would need: the request's row is t
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable
 from random import Random
 
@@ -20,8 +19,8 @@ from dicom_node.commitment_status import Report
 from dicom_node.commitments import Question
 from dicom_node.config import Config, Destination
 from dicom_node.database import reading, transaction
-from dicom_node.deliverer import AFTER_A_BUG_S
 from dicom_node.errors import PermanentError, TransientError
+from dicom_node.lanes import Lanes
 from dicom_node.retry import delay_s
 from dicom_node.scu import SUCCESS
 
@@ -39,31 +38,23 @@ class Committer:
     ) -> None:
         self._engine = engine
         self._clock = clock
-        self._stopping = threading.Event()
+        stopping = threading.Event()
         rng = rng or Random()  # noqa: S311  (jitter, no secret)
         self._lanes = tuple(
-            _Lane(config, destination, engine, clock, rng, self._stopping)
+            _Lane(config, destination, engine, clock, rng, stopping)
             for destination in config.destinations
             if destination.storage_commitment.enabled
         )
-        self._threads: tuple[threading.Thread, ...] = ()
+        self._running = Lanes("commit", self._lanes, stopping, POLL_S)
 
     def start(self) -> None:
         """Begin to ask, in threads; returns at once."""
         self._give_up()
-        self._threads = tuple(
-            threading.Thread(target=lane.run, name=f"commit-{lane.name}", daemon=True) for lane in self._lanes
-        )
-        for thread in self._threads:
-            thread.start()
+        self._running.start()
 
     def stop(self, grace_s: float = 10.0) -> None:
         """Ask nothing further, and wait up to `grace_s` for what is under way; it is asked again else."""
-        self._stopping.set()
-        until = time.monotonic() + grace_s
-        for thread in self._threads:
-            thread.join(max(0.0, until - time.monotonic()))
-        self._threads = ()
+        self._running.stop(grace_s)
 
     def step(self) -> None:
         """Weigh what was reported and ask what is due now, in the caller's thread."""
@@ -98,17 +89,6 @@ class _Lane:
         self._clock = clock
         self._rng = rng
         self._stopping = stopping
-
-    def run(self) -> None:
-        """Go on until the committer stops."""
-        while not self._stopping.is_set():
-            try:
-                self.step()
-                pause_s = POLL_S
-            except Exception:  # the lane outlives whatever the machine does: the rows are still there
-                log.exception("asking for commitments is interrupted", destination=self.name)
-                pause_s = AFTER_A_BUG_S
-            self._stopping.wait(pause_s)
 
     def step(self) -> None:
         """Weigh, then ask until the destination turns out to be away, then weigh what came meanwhile."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import threading
-import time
 from collections.abc import Callable
 from random import Random
 
@@ -18,8 +17,9 @@ from sqlalchemy import Engine, select
 from dicom_node import companions, logs, scu
 from dicom_node.config import Config, Destination
 from dicom_node.database import reading, transaction
-from dicom_node.deliverer import AFTER_A_BUG_S, DELIVERED, Store, is_due
+from dicom_node.deliverer import DELIVERED, Store, is_due
 from dicom_node.errors import PermanentError
+from dicom_node.lanes import Lanes
 from dicom_node.painting import order_of_companion, paint
 from dicom_node.results import Results
 from dicom_node.retry import delay_s
@@ -48,32 +48,23 @@ class CompanionSender:
         self._config = config
         self._engine = engine
         self._clock = clock
-        self._stopping = threading.Event()
+        stopping = threading.Event()
         rng = rng or Random()  # noqa: S311  (jitter, no secret)
         painting = threading.Lock()
         self._lanes = tuple(
-            _Lane(config, destination, engine, clock, store, rng, self._stopping, painting)
+            _Lane(config, destination, engine, clock, store, rng, stopping, painting)
             for destination in config.destinations
         )
-        self._threads: tuple[threading.Thread, ...] = ()
+        self._running = Lanes("companions", self._lanes, stopping, POLL_S)
 
     def start(self) -> None:
         """Begin to paint and send, in threads; returns at once."""
         self._refuse_forgotten()
-        self._threads = tuple(
-            threading.Thread(target=lane.run, name=f"companions-{lane.name}", daemon=True)
-            for lane in self._lanes
-        )
-        for thread in self._threads:
-            thread.start()
+        self._running.start()
 
     def stop(self, grace_s: float = 10.0) -> None:
         """Begin nothing further, and wait up to `grace_s` for what is under way; it is still PENDING else."""
-        self._stopping.set()
-        until = time.monotonic() + grace_s
-        for thread in self._threads:
-            thread.join(max(0.0, until - time.monotonic()))
-        self._threads = ()
+        self._running.stop(grace_s)
 
     def step(self) -> int:
         """Try everything that is due now, in the caller's thread; how many."""
@@ -113,17 +104,6 @@ class _Lane:
         self._stopping = stopping
         self._painting = painting
         """One CT at a time in memory, and one core at most taken from the contouring."""
-
-    def run(self) -> None:
-        """Send what is due until the sender stops."""
-        while not self._stopping.is_set():
-            try:
-                self.step()
-                pause_s = POLL_S
-            except Exception:  # the lane outlives whatever the machine does: the rows are still there
-                log.exception("sending of pictures is interrupted", destination=self.name)
-                pause_s = AFTER_A_BUG_S
-            self._stopping.wait(pause_s)
 
     def step(self) -> int:
         """Try each companion that is due, until the destination turns out to be away; how many were tried."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import threading
-import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from dicom_node import jobs, logs, scu
 from dicom_node.config import Config, Destination, Retry
 from dicom_node.database import reading, transaction
 from dicom_node.errors import PermanentError
+from dicom_node.lanes import Lanes
 from dicom_node.retry import delay_s
 from dicom_node.schema import Delivery, Job
 from dicom_node.scu import StoreOutcome
@@ -31,8 +31,6 @@ from dicom_node.store_status import KEPT, StoreKind
 
 POLL_S = 0.5
 """How soon a delivery is seen that nobody woke us for, such as one that a person retries."""
-AFTER_A_BUG_S = 5.0
-"""How long a lane rests after an error of its own, such as a full disk under the database."""
 
 DELIVERED = KEPT | {StoreKind.DUPLICATE}
 """Our SOP Instance UIDs are derived from all that an RT-STRUCT is made of: what a destination has under this
@@ -82,38 +80,28 @@ class Deliverer:
         self._engine = engine
         self._clock = clock
         rng = rng or Random()  # noqa: S311  (jitter, no secret)
+        stopping = threading.Event()
         self._lanes = tuple(
-            _Lane(config, destination, engine, clock, store, rng) for destination in config.destinations
+            _Lane(config, destination, engine, clock, store, rng, stopping)
+            for destination in config.destinations
         )
-        self._threads: tuple[threading.Thread, ...] = ()
+        self._running = Lanes("deliver", self._lanes, stopping, POLL_S)
 
     def start(self) -> None:
         """Begin to send, in threads; returns at once."""
         self._refuse_forgotten()
-        self._threads = tuple(
-            threading.Thread(target=lane.run, name=f"deliver-{lane.name}", daemon=True)
-            for lane in self._lanes
-        )
-        for thread in self._threads:
-            thread.start()
+        self._running.start()
 
     def wake(self) -> None:
         """Look now: a delivery was just made."""
-        for lane in self._lanes:
-            lane.wake.set()
+        self._running.wake()
 
     def stop(self, grace_s: float = 10.0) -> None:
         """Begin no further attempt, and wait up to `grace_s` for those under way.
 
         One that takes longer is abandoned: it is still PENDING, and goes out again after the next start.
         """
-        for lane in self._lanes:
-            lane.stopping.set()
-            lane.wake.set()
-        until = time.monotonic() + grace_s
-        for thread in self._threads:
-            thread.join(max(0.0, until - time.monotonic()))
-        self._threads = ()
+        self._running.stop(grace_s)
 
     def step(self) -> int:
         """Try everything that is due now, destination by destination, in the caller's thread; how many."""
@@ -143,10 +131,10 @@ class _Lane:
         clock: Callable[[], float],
         store: Store,
         rng: Random,
+        stopping: threading.Event,
     ) -> None:
         self.name = destination.name
-        self.wake = threading.Event()
-        self.stopping = threading.Event()
+        self._stopping = stopping
         self._destination = destination
         self._calling = destination.calling_ae_title or config.listener.ae_title
         self._results = config.storage.results
@@ -159,23 +147,11 @@ class _Lane:
         # restart goes out with the first success after it.
         self._was_away = True
 
-    def run(self) -> None:
-        """Send what is due until `stopping` is set."""
-        while not self.stopping.is_set():
-            try:
-                self.step()
-                pause_s = POLL_S
-            except Exception:  # the lane outlives whatever the machine does: the rows are still there
-                log.exception("sending is interrupted", destination=self.name)
-                pause_s = AFTER_A_BUG_S
-            self.wake.wait(pause_s)
-            self.wake.clear()
-
     def step(self) -> int:
         """Try each delivery that is due, until the destination turns out to be away; how many were tried."""
         tried = 0
         for due in self._due():
-            if self.stopping.is_set():
+            if self._stopping.is_set():
                 break
             outcome = self._attempt(due)
             tried += 1

@@ -485,6 +485,7 @@ class _Reactor(DULServiceProvider):  # type: ignore[misc]
         self.bell = _Bell()
         self.to_provider_queue = _RingingQueue(self.bell.ring)
         self.to_user_queue = _RingingQueue(association.dimse.wake)
+        self.has_given_up = False
         self._run_loop_delay = 0
         self._idle_timer = _Stopwatch(None)
         self.artim_timer = _Stopwatch(None)
@@ -499,11 +500,7 @@ class _Reactor(DULServiceProvider):  # type: ignore[misc]
         primitive = super().receive_pdu(wait, timeout)
         if self.assoc.requestor.primitive is not None or isinstance(primitive, A_ASSOCIATE):
             return primitive
-        connection = self.socket.socket if self.socket is not None else None
-        if connection is not None:
-            # socket.socket's own, as in `drain`; the reactor then reads the end of the connection.
-            with suppress(OSError):
-                socket.socket.shutdown(connection, socket.SHUT_RDWR)
+        self.has_given_up = True
         return None
 
     def _decode_pdu(self, bytestream: bytearray) -> Any:
@@ -640,6 +637,9 @@ class _GuardedSocket(AssociationSocket):  # type: ignore[misc]
         """Whether there is something to read; sleeps until there is, or until the reactor's bell."""
         if self.socket is None or not self._is_connected:
             time.sleep(0.001)
+            return False
+        if self.assoc.dul.has_given_up:
+            self.event_queue.put("Evt17")  # as if the peer had hung up: foreseen in every state
             return False
         if self.assoc.dimse.is_full:
             time.sleep(0.001)

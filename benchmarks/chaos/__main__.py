@@ -28,8 +28,9 @@ IN_THE_QUEUE = 2
 """Series that may be unfinished before the scanner waits."""
 REACHED_WITHIN_S = 30.0
 ENDS_WITHIN_S = 180.0
-MOST_CRASHES = 2
-"""Of any job before the worker is killed, twice at most, again: the fifth crash under a job fails it."""
+MOST_CRASHES = 1
+"""Of any job before the worker is killed, twice at most, again: the fifth crash under a job fails it, and the
+last one is not counted before the worker has come up again."""
 RANDOM = "a random moment"
 
 

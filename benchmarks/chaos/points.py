@@ -43,7 +43,7 @@ LISTENER = (
     Point("association opened, not accepted", REGISTRY, "association_opened", True),
     Point("slice received, nothing written", SPOOL, "write", by_slice=True),
     Point("slice on the disk, no row", SPOOL, "write", True, by_slice=True),
-    Point("rows written, not committed", "dicom_node.intake", "_take", True, by_slice=True),
+    Point("rows written, not committed", REGISTRY, "_take", True, by_slice=True),
     Point("slice committed, not answered", REGISTRY, "take", True, by_slice=True),
     Point("association released, not noted", REGISTRY, "association_ended"),
     Point("association's end noted", REGISTRY, "association_ended", True),
