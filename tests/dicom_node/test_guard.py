@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from pynetdicom.pdu import A_ASSOCIATE_RQ
 
-from dicom_node import guard
 from dicom_node.guard import STRANGERS
 from dicom_node.listener import Listener
 from dicom_node.spool import Received, Spool
@@ -279,14 +279,14 @@ def test_what_begins_with_no_association_request_breaks_no_thread(tmp_path: Path
 def test_a_request_that_is_decoded_only_after_its_deadline_holds_no_place(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    decode = guard._Reactor._decode_pdu
+    understand = A_ASSOCIATE_RQ.to_primitive
 
-    def slowly(reactor: guard._Reactor, bytestream: bytearray) -> Any:
+    def slowly(request: A_ASSOCIATE_RQ) -> Any:
         time.sleep(0.6)
-        return decode(reactor, bytestream)
+        return understand(request)
 
     with listening(configuration(tmp_path, pdu_timeout_s=0.3)) as reception, connect(reception) as peer:
-        monkeypatch.setattr(guard._Reactor, "_decode_pdu", slowly)
+        monkeypatch.setattr(A_ASSOCIATE_RQ, "to_primitive", slowly)
         peer.sendall(association_request())
         assert ends(peer, 5)
 
