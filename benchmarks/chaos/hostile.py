@@ -69,7 +69,7 @@ class Plan:
         return 3 * self.timeout_s
 
 
-QUICK = Plan(sequences=100, slow_peers=40, bomb_mib=1, every=8, timeout_s=0.7)
+QUICK = Plan(sequences=40, slow_peers=40, bomb_mib=1, every=20, timeout_s=0.5)
 """Seconds, for the test suite."""
 
 
@@ -223,16 +223,16 @@ def _settings(node: Node, plan: Plan, tls: Tls | None) -> dict[str, Any]:
 
 def _warm_up(attackers: Attackers, honest: Scanner, plan: Plan) -> None:
     """All that is made once: pools, caches, code that is imported when first needed."""
-    attackers.fuzz(plan.seed - 1, max(30, plan.sequences // 20))
+    attackers.fuzz(plan.seed - 1, max(20, plan.sequences // 20))
     deadline = time.monotonic() + 60
     while not honest.studies and time.monotonic() < deadline:
         time.sleep(0.1)
 
 
 def _at_rest(pid: int) -> process.Taken:
-    """The most that it takes within two seconds: the honest scanner and the C-ECHOs go on."""
+    """The most that it takes within a second: the honest scanner and the C-ECHOs go on."""
     seen = []
-    for _ in range(20):
+    for _ in range(10):
         seen.append(process.Taken.of(pid))
         time.sleep(0.1)
     return max(seen, key=lambda one: one.threads)
