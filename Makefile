@@ -44,10 +44,13 @@ demo: install
 bench: install
 	$(VENV)/bin/python -m benchmarks
 
-# kill -9 two hundred times (about twenty minutes); then power cuts, which need root and loop devices.
+# kill -9 two hundred times (about twenty minutes); then power cuts, which need root and loop devices;
+# then hostile peers (about twenty minutes) and load.
 chaos: install
 	$(VENV)/bin/python -m benchmarks.chaos
 	$(VENV)/bin/python -m benchmarks.chaos.power
+	$(VENV)/bin/python -m benchmarks.chaos.hostile --sequences 20000
+	$(VENV)/bin/python -m benchmarks.chaos.load
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info demo-output

@@ -485,17 +485,23 @@ class _Reactor(DULServiceProvider):  # type: ignore[misc]
         self.bell = _Bell()
         self.to_provider_queue = _RingingQueue(self.bell.ring)
         self.to_user_queue = _RingingQueue(association.dimse.wake)
+        self.has_given_up = False
         self._run_loop_delay = 0
         self._idle_timer = _Stopwatch(None)
         self.artim_timer = _Stopwatch(None)
         self.daemon = True
 
     def receive_pdu(self, wait: bool = False, timeout: float | None = None) -> Any:
-        """The next primitive; first an association request or nothing, or pynetdicom's thread would break."""
+        """The next primitive; first an association request or nothing, or pynetdicom's thread would break.
+
+        Without one the connection ends here: a request that is decoded a moment later would wait for an
+        answer that nobody gives, and hold its place for as long as the peer likes.
+        """
         primitive = super().receive_pdu(wait, timeout)
-        if self.assoc.requestor.primitive is None and not isinstance(primitive, A_ASSOCIATE):
-            return None
-        return primitive
+        if self.assoc.requestor.primitive is not None or isinstance(primitive, A_ASSOCIATE):
+            return primitive
+        self.has_given_up = True
+        return None
 
     def _decode_pdu(self, bytestream: bytearray) -> Any:
         """Decode a PDU, and count one that is none; pynetdicom then sends an A-ABORT."""
@@ -631,6 +637,9 @@ class _GuardedSocket(AssociationSocket):  # type: ignore[misc]
         """Whether there is something to read; sleeps until there is, or until the reactor's bell."""
         if self.socket is None or not self._is_connected:
             time.sleep(0.001)
+            return False
+        if self.assoc.dul.has_given_up:
+            self.event_queue.put("Evt17")  # as if the peer had hung up: foreseen in every state
             return False
         if self.assoc.dimse.is_full:
             time.sleep(0.001)

@@ -1,1 +1,1 @@
-"""Crashes and power cuts while the node receives, contours and sends; what they cost is counted."""
+"""Crashes, power cuts, hostile peers and load; what they cost is counted."""

@@ -253,10 +253,10 @@ def bombs(mib: int) -> Iterator[Visit]:
     yield Visit("a data set of empty elements", _hello(), True, tuple(_stored(chance, front=empty)))
     tiny = pdu(4, (struct.pack(">LBB", 2, 1, 0)) * 20_000)
     yield Visit(
-        "a million empty fragments",
+        "empty fragments",
         _hello(),
         True,
-        (fragment(command(STORE, CT, b"2.25.5"), 3), *[tiny] * 50),
+        (fragment(command(STORE, CT, b"2.25.5"), 3), *[tiny] * (2 * mib)),
     )
     odd = element(0x0000_0001, b"") * (mib * MIB // 64)
     orders = [odd[at : at + 65_000] for at in range(0, len(odd), 65_000)]

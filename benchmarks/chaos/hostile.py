@@ -69,7 +69,7 @@ class Plan:
         return 3 * self.timeout_s
 
 
-QUICK = Plan(sequences=150, slow_peers=40, bomb_mib=2, every=8, timeout_s=0.7)
+QUICK = Plan(sequences=100, slow_peers=40, bomb_mib=1, every=8, timeout_s=0.7)
 """Seconds, for the test suite."""
 
 
@@ -187,7 +187,7 @@ def _attack(folder: Path, plan: Plan, tls: Tls | None) -> Outcome:
             asker.meanwhile = f"{len(fuzz.NAMES[:: plan.every])} hostile names"
             outcome.sent += attackers.names(plan.every)
             asker.meanwhile = "bombs"
-            outcome.sent += attackers.bombs(plan.bomb_mib)
+            outcome.sent += attackers.bombs(plan.bomb_mib, plan.slow_s)
             asker.meanwhile = "afterwards"
             time.sleep(1)
         outcome.alive = listener.poll() is None
@@ -337,10 +337,13 @@ class Attackers:
         ]
         return sum((job.result() for job in jobs), Counter[str]())
 
-    def bombs(self, mib: int) -> Counter[str]:
-        """Throw each bomb; as many at once as there are processes."""
+    def bombs(self, mib: int, patience_s: float) -> Counter[str]:
+        """Throw each bomb; a peer that is not cut within its patience hangs up by itself."""
         count = sum(1 for _ in fuzz.bombs(1))
-        jobs = [self._pool.submit(_bomb, self._port, self._tls, mib, number) for number in range(count)]
+        jobs = [
+            self._pool.submit(_bomb, self._port, self._tls, mib, number, patience_s)
+            for number in range(count)
+        ]
         return sum((job.result() for job in jobs), Counter[str]())
 
 
@@ -359,8 +362,8 @@ def _names(port: int, tls: Tls | None, number: int) -> Counter[str]:
     return _pay(port, tls, list(fuzz.named(fuzz.NAMES[number], number)))
 
 
-def _bomb(port: int, tls: Tls | None, mib: int, number: int) -> Counter[str]:
-    return _pay(port, tls, [one for at, one in enumerate(fuzz.bombs(mib)) if at == number], 60.0)
+def _bomb(port: int, tls: Tls | None, mib: int, number: int, patience_s: float) -> Counter[str]:
+    return _pay(port, tls, [one for at, one in enumerate(fuzz.bombs(mib)) if at == number], patience_s)
 
 
 def _pay(port: int, tls: Tls | None, visits: Sequence[Visit], patience_s: float = 0.05) -> Counter[str]:

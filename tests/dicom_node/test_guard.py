@@ -17,6 +17,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from dicom_node import guard
 from dicom_node.guard import STRANGERS
 from dicom_node.listener import Listener
 from dicom_node.spool import Received, Spool
@@ -273,6 +274,21 @@ def test_what_begins_with_no_association_request_breaks_no_thread(tmp_path: Path
             peer.shutdown(socket.SHUT_WR)
             assert ends(peer, 10)
         assert still_serves(reception)
+
+
+def test_a_request_that_is_decoded_only_after_its_deadline_holds_no_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decode = guard._Reactor._decode_pdu
+
+    def slowly(reactor: guard._Reactor, bytestream: bytearray) -> Any:
+        time.sleep(0.6)
+        return decode(reactor, bytestream)
+
+    with listening(configuration(tmp_path, pdu_timeout_s=0.3)) as reception, connect(reception) as peer:
+        monkeypatch.setattr(guard._Reactor, "_decode_pdu", slowly)
+        peer.sendall(association_request())
+        assert ends(peer, 5)
 
 
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
