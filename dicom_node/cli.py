@@ -580,14 +580,15 @@ def _need_extra(*modules: str) -> None:
 def _database(config: Path) -> Iterator[Engine]:
     """The node's database, which must be there already."""
     from dicom_node.config import read_config
-    from dicom_node.database import open_engine
+    from dicom_node.database import open_engine, told_plainly
 
     path = read_config(config).storage.database
     if not path.is_file():
         raise ConfigurationError((f"{path}: there is no database; the node makes it when it first starts",))
     engine = open_engine(path)
     try:
-        yield engine
+        with told_plainly(path):
+            yield engine
     finally:
         engine.dispose()
 

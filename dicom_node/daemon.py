@@ -18,11 +18,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from sqlalchemy import Engine, text
-from sqlalchemy.exc import DatabaseError, OperationalError
 
 from dicom_node import http_status, logs, metrics, migrate
 from dicom_node.config import Config, read_config
-from dicom_node.database import open_engine, reading
+from dicom_node.database import damaged, open_engine, reading, told_plainly
 from dicom_node.errors import ConfigurationError, TransientError
 from dicom_node.notify import Notifier
 from dicom_node.supervisor import SUPERVISED, Supervisor
@@ -35,10 +34,6 @@ LOCK_WAIT_S = 10.0
 
 class AlreadyRunningError(TransientError):
     """Another process does the same work on the same storage folder."""
-
-
-class DatabaseUnavailableError(TransientError):
-    """The database is locked by somebody else, its disk is full, or it may not be opened."""
 
 
 def serve(config_path: Path) -> int:
@@ -128,27 +123,15 @@ def _database(config: Config) -> Iterator[Engine]:
     path = config.storage.database
     engine = open_engine(path)
     try:
-        try:
+        with told_plainly(path):
             migrate.upgrade(path)
             with reading(engine) as session:
                 found = session.scalar(text("PRAGMA quick_check(1)"))
-        except OperationalError as problem:
-            raise DatabaseUnavailableError(f"{path} cannot be used now: {problem.orig}") from problem
-        except DatabaseError as problem:
-            raise _damaged(path, str(problem.orig)) from problem
         if found != "ok":
-            raise _damaged(path, str(found))
+            raise damaged(path, str(found))
         yield engine
     finally:
         engine.dispose()
-
-
-def _damaged(path: Path, how: str) -> ConfigurationError:
-    """Starting again cannot mend it, so the service ends and stays ended (exit status 78)."""
-    said = how.splitlines()[-1]
-    return ConfigurationError(
-        (f"storage.folder: {path} is damaged ({said}); it was left as it is: restore the last backup",)
-    )
 
 
 @contextmanager

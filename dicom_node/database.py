@@ -13,7 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Engine, create_engine, event
+from sqlalchemy.exc import DatabaseError, OperationalError
 from sqlalchemy.orm import Session
+
+from dicom_node.errors import ConfigurationError, TransientError
 
 BUSY_TIMEOUT_MS = 30_000
 
@@ -43,6 +46,34 @@ def open_engine(path: Path) -> Engine:
         connection.exec_driver_sql("BEGIN" if read_only else "BEGIN IMMEDIATE")
 
     return engine
+
+
+class DatabaseUnavailableError(TransientError):
+    """The database is locked by somebody else, its disk is full, or it may not be opened."""
+
+
+def damaged(path: Path, how: str) -> ConfigurationError:
+    """Starting again cannot mend it, so a service ends and stays ended (exit status 78)."""
+    said = how.splitlines()[-1]
+    return ConfigurationError(
+        (f"storage.folder: {path} is damaged ({said}); it was left as it is: restore the last backup",)
+    )
+
+
+@contextmanager
+def told_plainly(path: Path) -> Iterator[None]:
+    """What SQLite says within the block, in words for whoever runs the program.
+
+    Raises:
+        ConfigurationError: the file is damaged, or no database.
+        DatabaseUnavailableError: it cannot be used now.
+    """
+    try:
+        yield
+    except OperationalError as problem:
+        raise DatabaseUnavailableError(f"{path} cannot be used now: {problem.orig}") from problem
+    except DatabaseError as problem:
+        raise damaged(path, str(problem.orig)) from problem
 
 
 @contextmanager

@@ -139,21 +139,28 @@ class Retention:
         ended = select(func.max(Job.ended_at)).where(Job.series_id == Series.id).scalar_subquery()
         other = exists().where(Job.series_id == Series.id, Job.state.not_in(list(ends)))
         found = (
-            select(Series.id)
-            .where(condition, _is_finished(), ~other, ended < due, _last_arrival() < due)
-            .order_by(ended, Series.id)
-            .limit(1)
+            select(Series.id).where(condition, ended < due, ~other, _is_finished()).order_by(ended, Series.id)
         )
         with reading(self._engine) as session:
-            return session.scalars(found).first()
+            # One by one: the arrivals of all series of a year are too many to be looked at every minute.
+            return next((one for one in session.scalars(found) if _has_rested(session, one, due)), None)
 
 
 def _may_go(session: Session, series_id: int, due: float) -> bool:
     """Whether that still holds now that nobody else can write."""
-    return (
-        session.scalar(select(Series.id).where(Series.id == series_id, _is_finished(), _last_arrival() < due))
-        is not None
+    finished = select(Series.id).where(Series.id == series_id, _is_finished())
+    return session.scalars(finished).first() is not None and _has_rested(session, series_id, due)
+
+
+def _has_rested(session: Session, series_id: int, due: float) -> bool:
+    """Whether none of its slices came after `due`, be it again."""
+    last = (
+        select(func.max(Arrival.at))
+        .join(Instance, Instance.id == Arrival.instance_id)
+        .where(Instance.series_id == series_id)
     )
+    at = session.scalars(last).one()
+    return at is None or at < due
 
 
 def _is_finished() -> ColumnElement[bool]:
@@ -168,17 +175,6 @@ def _is_finished() -> ColumnElement[bool]:
         ~exists().where(Delivery.job_id.in_(of_series), Delivery.state.in_(waiting)),
         ~exists().where(Companion.job_id.in_(of_series), Companion.state.in_(waiting)),
     )
-
-
-def _last_arrival() -> ColumnElement[float]:
-    """When the last of its slices came, be it again; for ever ago where none is known any more."""
-    last = (
-        select(func.max(Arrival.at))
-        .join(Instance, Instance.id == Arrival.instance_id)
-        .where(Instance.series_id == Series.id)
-        .scalar_subquery()
-    )
-    return func.coalesce(last, 0.0)
 
 
 def _spooled(session: Session, series_id: int, spool: Path) -> list[Path]:

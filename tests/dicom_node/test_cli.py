@@ -201,3 +201,17 @@ def test_check_passes_a_machine_that_can_be_a_node(config: Path) -> None:
     ended = anatomynode("check", "--config", config)
 
     assert ended.returncode == 0, ended.stdout
+
+
+@pytest.mark.parametrize("question", [("jobs",), ("jobs", "show", "1"), ("audit",)])
+def test_a_damaged_database_is_told_without_a_traceback(
+    config: Path, tmp_path: Path, question: tuple[str, ...]
+) -> None:
+    database = tmp_path / "data" / "anatomynode.sqlite"
+    database.parent.mkdir()
+    database.write_bytes(b"\x00\xff" * 4096)
+    done = anatomynode(*question, "--config", config)
+    assert done.returncode == 78
+    assert "is damaged" in done.stderr
+    assert "restore the last backup" in done.stderr
+    assert "Traceback" not in done.stderr

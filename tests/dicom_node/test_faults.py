@@ -16,7 +16,7 @@ import pytest
 from sqlalchemy import Engine, event, select
 
 from dicom_node import daemon, database, jobs
-from dicom_node.database import open_engine, reading, transaction
+from dicom_node.database import DatabaseUnavailableError, open_engine, reading, transaction
 from dicom_node.errors import ConfigurationError
 from dicom_node.jobs import Model
 from dicom_node.listener import Listener
@@ -133,7 +133,7 @@ def test_a_database_that_somebody_holds_ends_the_start_so_that_it_is_tried_again
         pass
     with (
         locked(config.storage.database),
-        pytest.raises(daemon.DatabaseUnavailableError, match="cannot be used now: database is locked"),
+        pytest.raises(DatabaseUnavailableError, match="cannot be used now: database is locked"),
         daemon._database(config),
     ):
         pass
