@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -29,6 +28,7 @@ from sqlalchemy.orm import Session
 from dicom_node.config import SeriesRules
 from dicom_node.database import open_engine, reading
 from dicom_node.errors import PermanentError
+from dicom_node.free_ports import free_ports
 from dicom_node.schema import Delivery, Job, Series, Transition
 from dicom_node.stand_in_pacs import StandInPacs
 from dicom_node.states import JOB_ENDS, JobState, SeriesState
@@ -105,7 +105,7 @@ class Rehearsal:
     def __post_init__(self) -> None:
         """Choose ports and write the configuration; nothing runs yet."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.port, self.http_port = _free_ports(2)
+        self.port, self.http_port = free_ports(2)
         self.archive = StandInPacs(self.folder / "pacs", ae_title="PACS")
 
     @property
@@ -292,15 +292,3 @@ def _turnaround(series: Series, job: Job, ready_at: float, stored_at: float, gra
     }
     waited_s = min(grace_s, stages["completeness"])
     return Turnaround(stages, stored_at - series.last_instance_at, waited_s, inside.get("forward", 0.0))
-
-
-def _free_ports(count: int) -> list[int]:
-    """TCP ports of loopback that were free a moment ago."""
-    probes = [socket.socket() for _ in range(count)]
-    try:
-        for probe in probes:
-            probe.bind(("127.0.0.1", 0))
-        return [int(probe.getsockname()[1]) for probe in probes]
-    finally:
-        for probe in probes:
-            probe.close()

@@ -19,6 +19,8 @@ from pathlib import Path
 
 import pytest
 
+from dicom_node.free_ports import free_ports
+
 ROOT = Path(__file__).resolve().parent.parent
 """The repository's root, from which the rooms are imported."""
 
@@ -64,10 +66,8 @@ def needs_shared_data(part: str) -> pytest.MarkDecorator:
 
 def free_port() -> int:
     """A TCP port of loopback that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    (port,) = free_ports(1)
+    return port
 
 
 def wait_until(condition: Callable[[], bool], timeout_s: float = 10.0, what: str = "the condition") -> None:

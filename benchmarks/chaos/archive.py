@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import socket
 import subprocess
 import time
 import urllib.request
@@ -22,6 +21,7 @@ from typing import Any, Protocol
 from pydicom.uid import RTStructureSetStorage
 
 from benchmarks.figures import NotMeasuredError
+from dicom_node.free_ports import free_ports
 from dicom_node.stand_in_pacs import StandInPacs
 
 AE_TITLE = "PACS"
@@ -36,13 +36,6 @@ class Archive(Protocol):
 
     def rt_structs(self) -> Counter[str]:
         """How many different RT Structure Sets it holds of each study."""
-
-
-def free_port() -> int:
-    """A TCP port of loopback that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @contextmanager
@@ -82,7 +75,7 @@ class _Orthanc:
 
     def __init__(self, folder: Path, node: tuple[str, int]) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self.port, self._http = free_port(), free_port()
+        self.port, self._http = free_ports(2)
         self.configuration = folder / "orthanc.json"
         settings = {
             "Name": AE_TITLE,

@@ -29,11 +29,12 @@ from typing import Any
 
 from sqlalchemy import select
 
-from benchmarks.chaos import archive, fuzz, process, scanner, wire
+from benchmarks.chaos import fuzz, process, scanner, wire
 from benchmarks.chaos.fuzz import CALLED, ROGUE, Visit
 from benchmarks.chaos.node import Node
 from benchmarks.chaos.scanner import Scanner
 from dicom_node.config import Destination, Tls
+from dicom_node.free_ports import free_ports
 from dicom_node.schema import Instance
 from tests import certificates
 
@@ -216,7 +217,7 @@ def _settings(node: Node, plan: Plan, tls: Tls | None) -> dict[str, Any]:
         ],
         "storage": {"folder": str(node.storage), "reserve_mib": 1},
         "destinations": [],
-        "http": {"port": archive.free_port()},
+        "http": {"port": free_ports(1)[0]},
         "logging": {"format": "json"},
     }
 

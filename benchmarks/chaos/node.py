@@ -26,6 +26,7 @@ from sqlalchemy.orm import Session
 from benchmarks.chaos import archive, points, scanner
 from benchmarks.chaos.points import Point
 from dicom_node.database import open_engine, reading
+from dicom_node.free_ports import free_ports
 from dicom_node.jobs import CRASHED
 from dicom_node.schema import Instance, Job, Series, Transition
 from dicom_node.states import JOB_ENDS, JobState, SeriesState
@@ -47,7 +48,7 @@ class Node:
         self.folder = folder
         self._fsyncs = fsyncs
         folder.mkdir(parents=True, exist_ok=True)
-        self.port = archive.free_port()
+        self.port = free_ports(1)[0]
         self.storage = folder / "storage"
         self._forks = multiprocessing.get_context("forkserver")
         self._forks.set_forkserver_preload(PRELOADED)
@@ -74,7 +75,7 @@ class Node:
                     "storage_commitment": {"enabled": pacs.commits, "wait_s": 0.2, "report_within_s": 10.0},
                 }
             ],
-            "http": {"port": archive.free_port()},
+            "http": {"port": free_ports(1)[0]},
         }
         (self.folder / "config.yaml").write_text(yaml.safe_dump(settings))
 
