@@ -26,7 +26,7 @@ from dicom_node.states import JobState
 
 IN_THE_QUEUE = 2
 """Series that may be unfinished before the scanner waits."""
-REACHED_WITHIN_S = 30.0
+REACHED_WITHIN_S = 90.0
 ENDS_WITHIN_S = 180.0
 MOST_CRASHES = 1
 """Of any job before the worker is killed, twice at most, again: the fifth crash under a job fails it, and the
