@@ -11,12 +11,13 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 from pydicom.uid import generate_uid
-from sqlalchemy import Select, func, or_, select
+from sqlalchemy import Select, func, select
 from sqlalchemy.orm import Session
 
 from dicom_node import jobs
 from dicom_node.commitment_status import Fate, Meaning, Report, of_action, of_failure
 from dicom_node.config import Destination
+from dicom_node.retry import is_due
 from dicom_node.schema import Commitment, Delivery, Job
 from dicom_node.states import DeliveryState
 
@@ -39,14 +40,14 @@ def due(session: Session, destination: str, longest_s: float, at: float) -> list
     """The deliveries about which `destination` is to be asked now.
 
     Args:
-        longest_s: a time further away than this was set by a clock that has since been put back.
+        longest_s: the longest wait; see `retry.is_due`.
     """
     when = Delivery.commitment_due_at
     rows = select(Delivery.id).where(
         Delivery.destination == destination,
         Delivery.state == DeliveryState.STORED,
         when.is_not(None),
-        or_(when <= at, when > at + longest_s),
+        is_due(when, at, longest_s),
     )
     return list(session.scalars(rows.order_by(when, Delivery.id)))
 

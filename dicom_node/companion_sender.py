@@ -17,12 +17,12 @@ from sqlalchemy import Engine, select
 from dicom_node import companions, logs, scu
 from dicom_node.config import Config, Destination
 from dicom_node.database import reading, transaction
-from dicom_node.deliverer import DELIVERED, Store, is_due
+from dicom_node.deliverer import DELIVERED, Store
 from dicom_node.errors import PermanentError
 from dicom_node.lanes import Lanes
 from dicom_node.painting import order_of_companion, paint
 from dicom_node.results import Results
-from dicom_node.retry import delay_s
+from dicom_node.retry import delay_s, is_due
 from dicom_node.schema import Companion
 from dicom_node.scu import StoreOutcome
 from dicom_node.states import DeliveryState
@@ -122,7 +122,7 @@ class _Lane:
         due = select(Companion.id).where(
             Companion.destination == self.name,
             Companion.state == DeliveryState.PENDING,
-            is_due(at, self._clock(), self._retry),
+            is_due(at, self._clock(), self._retry.max_delay_s),
         )
         with reading(self._engine) as session:
             return list(session.scalars(due.order_by(Companion.attempts, at, Companion.id)))

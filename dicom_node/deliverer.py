@@ -15,15 +15,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 
-from sqlalchemy import ColumnElement, Engine, or_, select, update
-from sqlalchemy.orm import InstrumentedAttribute, Session
+from sqlalchemy import Engine, select, update
+from sqlalchemy.orm import Session
 
 from dicom_node import jobs, logs, scu
-from dicom_node.config import Config, Destination, Retry
+from dicom_node.config import Config, Destination
 from dicom_node.database import reading, transaction
 from dicom_node.errors import PermanentError
 from dicom_node.lanes import Lanes
-from dicom_node.retry import delay_s
+from dicom_node.retry import delay_s, is_due
 from dicom_node.schema import Delivery, Job
 from dicom_node.scu import StoreOutcome
 from dicom_node.states import DeliveryState
@@ -166,7 +166,7 @@ class _Lane:
             .where(
                 Delivery.destination == self.name,
                 Delivery.state == DeliveryState.PENDING,
-                is_due(Delivery.next_attempt_at, self._clock(), self._retry),
+                is_due(Delivery.next_attempt_at, self._clock(), self._retry.max_delay_s),
             )
             .order_by(Delivery.attempts, Delivery.next_attempt_at, Delivery.id)
         )
@@ -247,14 +247,6 @@ class _Lane:
                 )
                 .values(next_attempt_at=now)
             )
-
-
-def is_due(next_attempt_at: InstrumentedAttribute[float], now: float, retry: Retry) -> ColumnElement[bool]:
-    """Whose time has come.
-
-    A time further away than any delay was set by a clock that has since been put back; it is due too.
-    """
-    return or_(next_attempt_at <= now, next_attempt_at > now + retry.max_delay_s)
 
 
 def _in_words(outcome: StoreOutcome) -> str:
