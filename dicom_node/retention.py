@@ -8,7 +8,7 @@ Never removes the words: job, deliveries and every change of state stay, and so 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
 
@@ -86,11 +86,12 @@ class Retention:
     def _remove_slices(self, now: float) -> bool:
         """Of the series that ended first: where it is of age, or where space is wanted."""
         due, cause = now - self._rules.slices_days * _DAY_S, Cause.AGE
-        series_id = self._oldest(Series.slices_removed_at.is_(None), JOB_ENDS, due)
+        series_id = self._oldest(Series.slices_removed_at.is_(None), due)
         if series_id is None and self._is_space_wanted():
             due, cause = now - FRESH_S, Cause.SPACE
             # Somebody was paged for a failure, and may want to try it again.
-            series_id = self._oldest(Series.slices_removed_at.is_(None), JOB_ENDS - {JobState.FAILED}, due)
+            failed = exists().where(Job.series_id == Series.id, Job.state == JobState.FAILED)
+            series_id = self._oldest(and_(Series.slices_removed_at.is_(None), ~failed), due)
         if series_id is None:
             return False
         with transaction(self._engine) as session:
@@ -111,7 +112,7 @@ class Retention:
         """Of the series that ended first and whose slices are gone, where it is of age."""
         due = now - self._rules.results_days * _DAY_S
         gone = and_(Series.slices_removed_at.is_not(None), Series.results_removed_at.is_(None))
-        series_id = self._oldest(gone, JOB_ENDS, due)
+        series_id = self._oldest(gone, due)
         if series_id is None:
             return False
         with transaction(self._engine) as session:
@@ -134,13 +135,10 @@ class Retention:
         wanted_mib = self._storage.reserve_mib + self._rules.room_mib
         return self._free_bytes(self._storage.folder) < wanted_mib << 20
 
-    def _oldest(self, condition: ColumnElement[bool], ends: Iterable[JobState], due: float) -> int | None:
+    def _oldest(self, condition: ColumnElement[bool], due: float) -> int | None:
         """The finished series whose last job ended first, before `due`."""
         ended = select(func.max(Job.ended_at)).where(Job.series_id == Series.id).scalar_subquery()
-        other = exists().where(Job.series_id == Series.id, Job.state.not_in(list(ends)))
-        found = (
-            select(Series.id).where(condition, ended < due, ~other, _is_finished()).order_by(ended, Series.id)
-        )
+        found = select(Series.id).where(condition, ended < due, _is_finished()).order_by(ended, Series.id)
         with reading(self._engine) as session:
             # One by one: the arrivals of all series of a year are too many to be looked at every minute.
             return next((one for one in session.scalars(found) if _has_rested(session, one, due)), None)

@@ -1,7 +1,7 @@
 """When a delivery that failed is tried again, and when a person should be told.
 
 Owns the exponential backoff with jitter, and the rule of what is due.
-Speaks seconds, numbers of attempts and columns of times; pure: the clock's reading and the random numbers are given.
+Speaks seconds, attempts and columns of times; pure: the clock's reading and the random numbers are given.
 Never gives up: a delivery is tried until it is stored, refused or cancelled.
 """
 
