@@ -174,11 +174,11 @@ def _tls(config: Config) -> Iterator[Finding]:
     for owner, tls in config.tls_by_name.items():
         name = f"{owner}.tls"
         try:
-            server_context(tls)
+            server_context(tls, name)
             left = days_left(tls.certificate, time.time())
         except ConfigurationError as problem:
             for line in problem.problems:
-                yield Finding(name, str(tls.certificate), line.replace("tls", name, 1))
+                yield Finding(name, str(tls.certificate), line)
         else:
             seen = f"{tls.certificate}: {left:.0f} day(s) left"
             advice = f"{name}: {seen}; renew it, no restart is needed" if left < DAYS_TO_RENEW else None

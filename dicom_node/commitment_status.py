@@ -45,7 +45,7 @@ class Report:
     failures: Mapping[str, int]
 
 
-_AT_THE_PEER = "enable it there for RT Structure Sets, or set storage_commitment to null; then retry"
+_AT_THE_PEER = "enable it there for RT Structure Sets, or set storage_commitment.enabled to false; then retry"
 
 ACTION_STATUSES: Mapping[int, Meaning] = {
     0x0112: Meaning(Fate.REFUSED, f"does not know the storage commitment instance; {_AT_THE_PEER}"),

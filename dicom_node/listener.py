@@ -72,7 +72,7 @@ class Listener:
         """
         ae = scp.application_entity(self._config)
         configured = self._config.listener.tls
-        secured = None if configured is None else ServerTls(configured)
+        secured = None if configured is None else ServerTls(configured, "listener.tls")
         receiver = scp.StorageScp(
             self._config, self._spool, self._registry, KeyedHash(load_key(self._config)), self.figures
         )

@@ -298,7 +298,7 @@ def _tls(destination: Destination) -> tuple[ssl.SSLContext, str] | None:
     if destination.tls is None:
         return None
     try:
-        return client_context(destination.tls), destination.host
+        return client_context(destination.tls, f"{destination.name}.tls"), destination.host
     except ConfigurationError as problem:  # a renewal may be under way
         raise UnreachableError(
             f"the TLS key, certificate or CA for {destination.name} cannot be used: {problem.reason}"

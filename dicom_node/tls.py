@@ -25,27 +25,33 @@ _DAY_S = 86_400.0
 log = logs.get(__name__)
 
 
-def server_context(tls: Tls) -> ssl.SSLContext:
+def server_context(tls: Tls, key: str) -> ssl.SSLContext:
     """TLS 1.2 or newer; clients must show a certificate that `tls.ca` has signed.
+
+    Args:
+        key: of the configuration, for messages.
 
     Raises:
         ConfigurationError: a file is missing or is no certificate or key; with every problem.
     """
-    return _context(tls, ssl.PROTOCOL_TLS_SERVER)
+    return _context(tls, ssl.PROTOCOL_TLS_SERVER, key)
 
 
-def client_context(tls: Tls) -> ssl.SSLContext:
+def client_context(tls: Tls, key: str) -> ssl.SSLContext:
     """TLS 1.2 or newer; the server must show a certificate that `tls.ca` has signed.
 
     The host's name is not compared: DICOM devices are addressed by IP, and the CA is the site's own.
 
+    Args:
+        key: of the configuration, for messages.
+
     Raises:
         ConfigurationError: a file is missing or is no certificate or key; with every problem.
     """
-    return _context(tls, ssl.PROTOCOL_TLS_CLIENT)
+    return _context(tls, ssl.PROTOCOL_TLS_CLIENT, key)
 
 
-def _context(tls: Tls, protocol: int) -> ssl.SSLContext:
+def _context(tls: Tls, protocol: int, key: str) -> ssl.SSLContext:
     context = ssl.SSLContext(protocol)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.set_ciphers(CIPHERS)
@@ -55,11 +61,11 @@ def _context(tls: Tls, protocol: int) -> ssl.SSLContext:
     try:
         context.load_cert_chain(tls.certificate, tls.key)
     except OSError as problem:  # ssl.SSLError is one
-        problems.append(f"tls: {tls.certificate} with {tls.key}: {problem.strerror or problem}")
+        problems.append(f"{key}: {tls.certificate} with {tls.key}: {problem.strerror or problem}")
     try:
         context.load_verify_locations(tls.ca)
     except OSError as problem:
-        problems.append(f"tls.ca: {tls.ca}: {problem.strerror or problem}")
+        problems.append(f"{key}.ca: {tls.ca}: {problem.strerror or problem}")
     if problems:
         raise ConfigurationError(tuple(problems))
     return context
@@ -72,11 +78,12 @@ class ServerTls:
         ConfigurationError: at the start, a file is missing or is no certificate or key.
     """
 
-    def __init__(self, tls: Tls) -> None:
+    def __init__(self, tls: Tls, key: str) -> None:
         self._tls = tls
+        self._key = key
         self._lock = threading.Lock()
         self._seen = _versions(tls)
-        self._context = server_context(tls)
+        self._context = server_context(tls, key)
 
     def context(self) -> ssl.SSLContext:
         """For the next connection; the last good one while the files cannot be used, as in mid-renewal."""
@@ -89,7 +96,7 @@ class ServerTls:
 
     def _renew(self) -> None:
         try:
-            self._context = server_context(self._tls)
+            self._context = server_context(self._tls, self._key)
         except ConfigurationError as problem:
             log.error("renewed TLS files cannot be used; the earlier ones stay", problems=problem.problems)
         else:

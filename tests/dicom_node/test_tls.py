@@ -25,7 +25,7 @@ def _handshake(port: int, tls: Tls) -> bool:
     """Whether the node takes a peer with these files; under TLS 1.3 a refusal comes with the first read."""
     with socket.create_connection(("127.0.0.1", port), timeout=10) as plain:
         try:
-            with client_context(tls).wrap_socket(plain) as secured:
+            with client_context(tls, "tls").wrap_socket(plain) as secured:
                 secured.settimeout(0.5)
                 return secured.recv(1) != b""
         except TimeoutError:
@@ -59,7 +59,7 @@ def test_renewed_files_count_from_the_next_connection_on_and_unusable_ones_leave
 @pytest.mark.parametrize("weak", ["AES128-GCM-SHA256", "ECDHE-ECDSA-AES128-SHA", "ECDHE-ECDSA-AES256-SHA384"])
 def test_a_cipher_without_forward_secrecy_or_authentication_is_not_spoken(tmp_path: Path, weak: str) -> None:
     tls = certificates.make(tmp_path / "tls")
-    context = client_context(tls)
+    context = client_context(tls, "tls")
     context.maximum_version = ssl.TLSVersion.TLSv1_2
     with listening(configuration(tmp_path / "node", tls=tls)) as reception:
         for ciphers, agreed in (("ECDHE-ECDSA-AES128-GCM-SHA256", True), (weak, False)):
@@ -79,8 +79,9 @@ def test_at_the_start_files_that_cannot_be_used_are_all_named(tmp_path: Path) ->
     tls.ca.unlink()
     for make in (server_context, client_context, ServerTls):
         with pytest.raises(ConfigurationError) as told:
-            make(tls)
+            make(tls, "listener.tls")
         assert [str(tls.key) in told.value.problems[0], str(tls.ca) in told.value.problems[1]] == [True, True]
+        assert [one.split(": ")[0] for one in told.value.problems] == ["listener.tls", "listener.tls.ca"]
 
 
 def test_the_days_left_are_a_metric_and_few_of_them_a_finding(tmp_path: Path) -> None:
