@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import func, select
+from sqlalchemy import ColumnElement, and_, func, or_, select
 from sqlalchemy.orm import Session
 
 from dicom_node.errors import PermanentError
@@ -435,6 +435,15 @@ def delivery_postponed(
 def awaits_commitment(delivery: Delivery) -> bool:
     """Whether the destination has stored it, and is to commit itself to it before it counts as there."""
     return delivery.state is DeliveryState.STORED and delivery.commitment_due_at is not None
+
+
+def is_open() -> ColumnElement[bool]:
+    """Of deliveries: those that have not come to their end, as a condition of a query.
+
+    A job can have ended before all of them have: one that is refused fails it, while the others go on.
+    """
+    awaits = and_(Delivery.state == DeliveryState.STORED, Delivery.commitment_due_at.is_not(None))
+    return or_(Delivery.state.in_(list(DELIVERY_WAITS)), awaits)
 
 
 def stop_awaiting(session: Session, delivery: Delivery, reason: str, at: float) -> None:

@@ -170,7 +170,7 @@ def _is_finished() -> ColumnElement[bool]:
         Series.pushed_again_at.is_(None),
         exists().where(Job.series_id == Series.id),
         ~exists().where(Job.series_id == Series.id, Job.state.not_in(list(JOB_ENDS))),
-        ~exists().where(Delivery.job_id.in_(of_series), Delivery.state.in_(waiting)),
+        ~exists().where(Delivery.job_id.in_(of_series), jobs.is_open()),
         ~exists().where(Companion.job_id.in_(of_series), Companion.state.in_(waiting)),
     )
 
