@@ -343,9 +343,11 @@ def _assign(delivery: Delivery, edition: Kept | str) -> None:
     delivery.sop_instance_uid = None if kept is None else kept.sop_instance_uid
 
 
-def postpone(session: Session, job: Job, reason: str, not_before: float, at: float) -> None:
+def postpone(
+    session: Session, job: Job, reason: str, not_before: float, at: float, code: str = "transient"
+) -> None:
     """A transient failure: the job waits in the queue until `not_before`."""
-    move(session, job, JobState.QUEUED, at, reason, "transient")
+    move(session, job, JobState.QUEUED, at, reason, code)
     job.not_before = not_before
 
 

@@ -448,10 +448,11 @@ class Worker:
                         f"{problem.reason} ({MAX_FORWARD_PASSES} times): see that nothing else uses the "
                         f"device and that the series fits it, then run `anatomynode jobs retry {job.id}`"
                     )
-                    jobs.fail(session, job, reason, "forward_pass", now, logs.describe(problem))
+                    jobs.fail(session, job, reason, problem.code, now, logs.describe(problem))
                     log.error("failed", reason=reason)
                 case TransientError():
-                    jobs.postpone(session, job, problem.reason, now + self._delay_s(run), now)
+                    code = problem.code if isinstance(problem, ForwardPassError) else "transient"
+                    jobs.postpone(session, job, problem.reason, now + self._delay_s(run), now, code)
                     log.warning("postponed", reason=problem.reason)
                 case AnatomyNodeError():
                     jobs.fail(session, job, problem.reason, "permanent", now, logs.describe(problem))
