@@ -186,10 +186,7 @@ def reopen_if_late(session: Session, series: Series, at: float) -> bool:
     A job that has not come to READY waits until the series is complete again, and then contours all
     of it. From READY on, and after any end, the late slices make a new revision.
     """
-    if series.state is not SeriesState.COMPLETE or series.evidence is None:
-        return False
-    known = 0 if series.results_removed_at is not None else series.evidence["instances"]
-    late = instances_of(session, series) - known
+    late = late_slices(session, series)
     if late <= 0:
         return False
     series.results_removed_at = None
@@ -551,6 +548,14 @@ def cancel(session: Session, job: Job, at: float) -> None:
 
 
 # --- questions ---------------------------------------------------------------------------------
+
+
+def late_slices(session: Session, series: Series) -> int:
+    """How many slices came after the series was taken for complete; 0 where it is not."""
+    if series.state is not SeriesState.COMPLETE or series.evidence is None:
+        return 0
+    known = 0 if series.results_removed_at is not None else series.evidence["instances"]
+    return int(instances_of(session, series) - known)
 
 
 def jobs_of_revision(session: Session, series: Series) -> list[Job]:

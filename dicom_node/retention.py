@@ -73,7 +73,7 @@ class Retention:
     def step(self) -> float:
         """Remove what is due of one series; when to look again."""
         now = self._clock()
-        if now < self._look_again_at:
+        if now < self._look_again_at <= now + LOOK_EVERY_S:  # else the clock was set back
             return self._look_again_at
         try:
             removed = self._remove_results(now) or self._remove_slices(now)

@@ -53,7 +53,8 @@ class Histogram:
         self._counts = [0] * (len(self.bounds_s) + 1)
 
     def observe(self, seconds: float) -> None:
-        """Count one duration."""
+        """Count one duration; one that a change of the clock made negative is none, since no sum may fall."""
+        seconds = max(0.0, seconds)
         self._counts[bisect_left(self.bounds_s, seconds)] += 1
         self.total_s += seconds
 
@@ -93,7 +94,7 @@ class TurnaroundHistory:
     def _observe(self, stage: str, seconds: float) -> None:
         if stage not in self.stages and (len(self.stages) >= MAX_STAGES or not STAGE_NAME.match(stage)):
             return
-        self.stages.setdefault(stage, Histogram(STAGE_BOUNDS_S)).observe(max(0.0, seconds))
+        self.stages.setdefault(stage, Histogram(STAGE_BOUNDS_S)).observe(seconds)
 
 
 def _first_changes(after: int, until: int) -> Select[Transition, Job, Series]:

@@ -528,10 +528,10 @@ def test_the_heartbeat_tells_the_figures_and_stops_when_the_worker_hangs(node: N
     node.now += 61.0
     heart.beat()
     assert beats == [1000.0]
-    worker._figures.job_begins(1, node.now)
+    worker._figures.job_begins(1)
     for now in (node.now, node.now + 1799.0, node.now + 1800.0):  # the loop goes on, the job does not
         node.now = now
-        worker._figures.progress(now)
+        worker._figures.progress()
         heart.beat()
     assert beats == [1000.0, 1061.0, 2860.0]
 
