@@ -182,8 +182,8 @@ def against_baseline(config: Config, facts: Mapping[str, str]) -> Iterator[Findi
     if approved is not None and approved not in (commissioned, facts[MODEL]):
         problems.append(f"model.approved_sha256 is {approved}, but {commissioned} was commissioned")
     seen = f"{path}, made {known.made_at}"
-    for problem in problems:
-        yield Finding("commissioning", seen, f"since {known.made_at}: {problem}", fatal=False)
+    for changed in problems:
+        yield Finding("commissioning", seen, f"since {known.made_at}: {changed}", fatal=False)
     if not problems:
         yield Finding("commissioning", f"program, model, configuration and device are those of {seen}")
 

@@ -129,10 +129,7 @@ def show(engine: Engine, number: int, storage: Storage, file: Path) -> None:
         CannotPaintError: it has no RT-STRUCT, or that or a slice is gone.
         PermanentError: the file cannot be written.
     """
-    with reading(engine) as session:
-        job = job_of(session, number)
-        edition = (job.rt_struct_file, job.rt_struct_sha256)
-        order = _order(session, job, CompanionKind.PICTURES, edition, storage)
+    order = _order_of_job(engine, number, storage)
     with _told_of_what_is_gone():
         series, data = _drawn(order)
     try:
@@ -160,6 +157,24 @@ def _drawn(order: Order) -> tuple[CtSeries, bytes]:
     if hashlib.sha256(data).hexdigest() != sha256:
         raise CannotPaintError("the stored RT-STRUCT changed on the disk; retry to contour again")
     return _series(dcmread(BytesIO(data), stop_before_pixels=True), order), data
+
+
+def drawn(engine: Engine, number: int, storage: Storage) -> tuple[CtSeries, bytes]:
+    """The very slices that a job was made of, and its RT-STRUCT.
+
+    Raises:
+        NoSuchJobError: there is no job of this number.
+        CannotPaintError: it has no RT-STRUCT, or that or a slice is gone.
+    """
+    with _told_of_what_is_gone():
+        return _drawn(_order_of_job(engine, number, storage))
+
+
+def _order_of_job(engine: Engine, number: int, storage: Storage) -> Order:
+    with reading(engine) as session:
+        job = job_of(session, number)
+        edition = (job.rt_struct_file, job.rt_struct_sha256)
+        return _order(session, job, CompanionKind.PICTURES, edition, storage)
 
 
 def _pictures(order: Order) -> tuple[Capture, ...]:
