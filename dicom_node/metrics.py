@@ -45,6 +45,7 @@ from dicom_node.schema import (
     Transition,
     WorkerStatus,
 )
+from dicom_node.shadow_runs import AgreementHistory
 from dicom_node.states import COMPANION_TRANSITIONS, CompanionKind, DeliveryState, JobState, SeriesState
 from dicom_node.tls import days_left
 from dicom_node.turnaround import Histogram, TurnaroundHistory
@@ -79,6 +80,7 @@ class NodeCollector(Collector):
     reception: ReceptionFigures
     clock: Callable[[], float] = time.time
     _history: TurnaroundHistory = field(default_factory=TurnaroundHistory)
+    _agreement: AgreementHistory = field(default_factory=AgreementHistory)
 
     def collect(self) -> Iterator[Metric]:
         """All figures at this moment."""
@@ -89,9 +91,11 @@ class NodeCollector(Collector):
             yield from _companions(session, self.config)
             yield from _worker(session, self.clock())
             yield from _constancy(session)
+            self._agreement.read(session)
             yield from _discarded(session, self.config)
             yield from _removals(session)
         yield from _durations(self._history)
+        yield from _shadow(self._agreement)
         yield from _reception(self.reception)
         yield from _disk(self.config)
         yield from _certificates(self.config, self.clock())
@@ -277,6 +281,29 @@ def _constancy(session: Session) -> Iterator[Metric]:
     yield _gauge("constancy_last_run_timestamp_seconds", "When constancy was last checked.", last.made_at)
     yield _gauge("constancy_failed_points", "Points that did not hold then.", last.failed_points)
     yield _gauge("constancy_drifts", "What had drifted from the baseline then.", last.drifts)
+
+
+def _shadow(history: AgreementHistory) -> Iterator[Metric]:
+    """Nothing before the first comparison with a candidate."""
+    if history.last_at is None:
+        return
+    of_model = "model", "version"
+    for name, meaning, counts in (
+        ("shadow_compared_series", "Series on which a candidate was compared.", history.compared),
+        ("shadow_failed_series", "Series on which a candidate could not be compared.", history.failures),
+    ):
+        values = {tuple(map(_word, model)): float(count) for model, count in counts.items()}
+        yield _labelled(name, meaning, of_model, values)
+    dice = HistogramMetricFamily(
+        "anatomynode_shadow_dice",
+        "Dice of a candidate's structure with the approved model's; 0 where only one has it.",
+        labels=(*of_model, "structure"),
+    )
+    for words, histogram in sorted(history.dice.items()):
+        _add(dice, tuple(map(_word, words)), histogram)
+    yield dice
+    meaning = "When a candidate was last compared (UTC epoch)."
+    yield _gauge("shadow_last_run_timestamp_seconds", meaning, history.last_at)
 
 
 def _word(value: object) -> str:
