@@ -197,6 +197,8 @@ def _ends(inside: Sequence[Summary]) -> list[str]:
             ("structure", "Dice", "Dice between the ends", "above, mm", "below, mm", "drawn, cm³"),
             rows,
         ),
+        "",
+        "![How far each structure was drawn beyond or short of its ends, a dot a patient](ends.png)",
     ]  # fmt: skip
 
 
