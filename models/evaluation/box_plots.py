@@ -55,10 +55,10 @@ def draw_ends(path: Path, title: str, summaries: Sequence[Summary]) -> None:
     agreements = [[score.agreement for score in summary.scores] for summary in summaries]
     _boxes(below, [[one.below_mm for one in group if one.below_mm is not None] for group in agreements])
     _boxes(above, [[one.above_mm for one in group if one.above_mm is not None] for group in agreements])
-    for axes, towards in ((below, "feet"), (above, "head")):
+    for axes, which in ((below, "lower"), (above, "upper")):
         axes.axvline(0, color=_GOAL, linewidth=1.2)
         axes.set_xlim(-_FARTHEST_MM, _FARTHEST_MM)
-        axes.set_xlabel(f"mm beyond the drawn end towards the {towards}; negative: it stops short")
+        axes.set_xlabel(f"mm beyond the drawn {which} end (negative: short of it)")
     _save(figure, path, title)
 
 
