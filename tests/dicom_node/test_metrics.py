@@ -16,6 +16,7 @@ from sqlalchemy import Engine
 from dicom_node import http_status, jobs, metrics, migrate
 from dicom_node.config import Config, Destination, Http, Listener, Storage
 from dicom_node.database import open_engine, transaction
+from dicom_node.http_port import HttpPort
 from dicom_node.reception_figures import ReceptionFigures
 from dicom_node.schema import Constancy, Contact, Delivery, Discarded, Job, Series, WorkerStatus
 from dicom_node.states import JobState, SeriesState
@@ -264,7 +265,7 @@ def test_the_http_port_answers_its_three_paths_and_nothing_else(engine: Engine, 
     def ready() -> http_status.Checks:
         return http_status.readiness(engine, config, lambda: listens[0], lambda: NOW + 10)
 
-    server = http_status.HttpStatus(settings := Http(port=free_port()), metrics.exposition(collector), ready)
+    server = HttpPort(settings := Http(port=free_port()), metrics.exposition(collector), ready)
     server.start()
     try:
         assert get(settings, "/healthz") == (200, '{"alive": true}\n')
