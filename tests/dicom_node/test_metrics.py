@@ -9,18 +9,21 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy import Engine
+from werkzeug import Response
 
 from dicom_node import http_status, jobs, metrics, migrate
 from dicom_node.config import Config, Destination, Http, Listener, Storage
 from dicom_node.database import open_engine, transaction
+from dicom_node.errors import ConfigurationError
 from dicom_node.http_port import HttpPort
 from dicom_node.reception_figures import ReceptionFigures
 from dicom_node.schema import Constancy, Contact, Delivery, Discarded, Job, Series, WorkerStatus
 from tests.recorded_jobs import NOW, SECRET, add_job, contour, deliver
-from tests.tools import free_port, needs
+from tests.tools import answers, free_port, needs
 
 TO_PACS = 'destination="pacs",model="anatomynet-hn"'
 BEFORE = 'destination="",model="anatomynet-hn"'
@@ -206,7 +209,9 @@ def test_promtool_finds_nothing_to_complain_of(engine: Engine, config: Config) -
     assert (checked.returncode, checked.stdout + checked.stderr) == (0, b"")
 
 
-def test_the_http_port_answers_its_three_paths_and_nothing_else(engine: Engine, config: Config) -> None:
+def test_the_http_port_answers_its_three_paths_until_it_stops_and_changes_nothing(
+    engine: Engine, config: Config
+) -> None:
     collector = busy_node(engine, config)
     listens = [True]
 
@@ -220,11 +225,15 @@ def test_the_http_port_answers_its_three_paths_and_nothing_else(engine: Engine, 
         assert get(settings, "/metrics")[0] == 200
         assert get(settings, "/readyz")[0] == 200
         assert get(settings, "/jobs")[0] == 404
+        assert get(settings, "/metrics", "POST")[0] == 405
+        with pytest.raises(ConfigurationError, match=r"http: 127\.0\.0\.1:\d+ cannot be bound"):
+            HttpPort(settings, metrics.exposition(collector), ready)
         listens[0] = False
         status, body = get(settings, "/readyz")
     finally:
         server.stop()
 
+    assert not answers(settings.port)
     checks = json.loads(body)["checks"]
     assert status == 503
     assert [name for name, check in checks.items() if not check["ok"]] == ["listener"]
@@ -242,9 +251,30 @@ def test_a_dead_worker_a_full_disk_and_a_lost_database_show_in_readyz(engine: En
     assert [name for name, check in lost.items() if not check.ok] == ["database", "worker"]
 
 
-def get(settings: Http, path: str) -> tuple[int, str]:
+def test_a_page_answers_every_other_path_and_its_fault_is_told_to_nobody(
+    engine: Engine, config: Config
+) -> None:
+    def page(environ: Any, start_response: Any) -> Any:
+        if environ["PATH_INFO"] == "/fault":
+            raise ValueError(SECRET)
+        return Response(f"page {environ['PATH_INFO']}")(environ, start_response)
+
+    server = HttpPort(settings := Http(port=free_port()), lambda: b"figures", dict, page)
+    server.start()
     try:
-        with urllib.request.urlopen(f"http://{settings.host}:{settings.port}{path}", timeout=5) as answer:
+        assert get(settings, "/metrics") == (200, "figures")
+        assert get(settings, "/jobs/1") == (200, "page /jobs/1")
+        status, body = get(settings, "/fault")
+    finally:
+        server.stop()
+    assert status == 500
+    assert SECRET not in body
+
+
+def get(settings: Http, path: str, method: str = "GET") -> tuple[int, str]:
+    request = urllib.request.Request(f"http://{settings.host}:{settings.port}{path}", method=method)
+    try:
+        with urllib.request.urlopen(request, timeout=5) as answer:
             return answer.status, answer.read().decode()
     except urllib.error.HTTPError as refusal:
         return refusal.code, refusal.read().decode()
