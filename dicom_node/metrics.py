@@ -268,7 +268,7 @@ def _worker(session: Session, config: Config, now: float) -> Iterator[Metric]:
     yield _gauge(
         "worker_heartbeat_age_seconds",
         "Since the worker's last sign of life.",
-        _age(status.heartbeat_at, now),
+        abs(now - status.heartbeat_at),  # see `http_status.py`
     )
     figures = status.figures
     model = figures.get("model") or {}
