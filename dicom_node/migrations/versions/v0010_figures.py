@@ -50,3 +50,9 @@ def upgrade() -> None:
         sa.Column("is_reached", sa.Boolean(), nullable=False),
         sa.PrimaryKeyConstraint("destination"),
     )
+
+
+def downgrade() -> None:
+    """Forget what was measured: an earlier version reads it from the history."""
+    for table in ("contacts", "findings", "durations"):
+        op.drop_table(table)
