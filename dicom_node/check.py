@@ -24,7 +24,7 @@ from rich.table import Table
 from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 
-from dicom_node import contouring, scu, storage_commitment
+from dicom_node import contouring, migrate, scu, storage_commitment
 from dicom_node.commissioned import MODEL, changes, facts_of, settings_of
 from dicom_node.commissioning_report import read_baseline
 from dicom_node.config import Config, Destination, read_config
@@ -127,8 +127,16 @@ def _database(config: Config) -> Finding:
         return Finding("database", str(path), f"{path} cannot be read: {type(problem).__name__}")
     finally:
         engine.dispose()
-    sound = answer == "ok"
-    return Finding("database", f"{path} is sound", None if sound else f"{path} is damaged: restore a backup")
+    if answer != "ok":
+        return Finding("database", str(path), f"{path} is damaged: restore a backup")
+    found = migrate.revision(path)
+    try:
+        migrate.refuse_newer(path, found)
+    except ConfigurationError as problem:
+        return Finding("database", str(path), problem.reason)
+    if found == migrate.newest():
+        return Finding("database", f"{path} is sound")
+    return Finding("database", f"{path} is sound; the start brings schema {found} to {migrate.newest()}")
 
 
 def _model(config_path: Path, config: Config) -> Iterator[Finding]:

@@ -57,7 +57,12 @@ app.add_typer(jobs_app, name="jobs")
 app.add_typer(shadow_app, name="shadow")
 app.add_typer(models_app, name="models")
 
-ConfigPath = Annotated[Path, typer.Option("--config", help="The configuration file.", show_default=True)]
+CONFIG_VARIABLE = "ANATOMYNODE_CONFIG"
+"""Names the configuration where no option does; the installed command sets it."""
+ConfigPath = Annotated[
+    Path,
+    typer.Option("--config", help="The configuration file.", show_default=True, envvar=CONFIG_VARIABLE),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 JobsConfigPath = Annotated[
     Path | None,
@@ -261,6 +266,24 @@ def check(config: ConfigPath = DEFAULT_CONFIG, as_json: AsJson = False) -> None:
 
 
 @app.command()
+def conformance(
+    config: ConfigPath = DEFAULT_CONFIG,
+    output: Annotated[
+        Path | None, typer.Option("--output", help="The Markdown file to write; without it, the terminal.")
+    ] = None,
+) -> None:
+    """Write the DICOM conformance statement (PS3.2) of this configuration."""
+    from dicom_node.config import read_config
+    from dicom_node.conformance import statement
+
+    text = statement(read_config(config))
+    if output is None:
+        typer.echo(text, nl=False)
+    else:
+        output.write_text(text, encoding="utf-8")
+
+
+@app.command()
 def backup(
     file: Annotated[Path, typer.Argument(help="Where the copy goes.", dir_okay=False)],
     config: ConfigPath = DEFAULT_CONFIG,
@@ -271,6 +294,30 @@ def backup(
 
     size_bytes = copy_database(read_config(config).storage.database, file)
     typer.echo(f"{file}: {size_bytes / 1e6:.1f} MB; docs/OPERATIONS.md says how to restore it")
+
+
+@app.command()
+def schema(
+    config: ConfigPath = DEFAULT_CONFIG,
+    program: Annotated[
+        bool, typer.Option("--program", help="Only the schema that this program makes, for scripts.")
+    ] = False,
+    back_to: Annotated[
+        str | None,
+        typer.Option("--back-to", help="Take the database back to an earlier one; the node must not run."),
+    ] = None,
+) -> None:
+    """Tell the schema of the database, or take it back before an earlier program is installed."""
+    from dicom_node import migrate
+
+    if program:
+        typer.echo(migrate.newest())
+        return
+    with _database(config) as engine:
+        path = Path(str(engine.url.database))
+        if back_to is not None:
+            migrate.take_back(path, back_to)
+        typer.echo(f"database {migrate.revision(path)}, program {migrate.newest()}")
 
 
 @app.command()

@@ -15,6 +15,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, and_, func, or_, select
 from sqlalchemy.orm import Session
 
+from dicom_node import timings
 from dicom_node.errors import PermanentError
 from dicom_node.schema import Companion, Delivery, Instance, Job, Series, Transition
 from dicom_node.states import (
@@ -262,6 +263,7 @@ def finish(session: Session, job: Job, result: Result, destinations: Iterable[st
     job.sop_instance_uid, job.report = first.sop_instance_uid, dict(result.report)
     held = "".join(f"; held for {destination}: {why}" for destination, why in result.holds.items())
     move(session, job, JobState.READY, at, f"{result.in_words}{held}")
+    timings.ready(session, job, at)
     known = {delivery.destination: delivery for delivery in deliveries_of(session, job)}
     for destination in destinations:
         if destination not in known:
@@ -402,6 +404,7 @@ def delivery_stored(
     """
     delivery.stored_at = at
     delivery.commitment_due_at = at if asks_commitment else None
+    timings.stored(session, delivery, at)
     _answered(session, delivery, DeliveryState.STORED, status, reason, at)
 
 

@@ -151,7 +151,8 @@ def _slices(engine: Engine, number: int, settings: Config) -> tuple[CtSeries, by
         )
         files = [settings.storage.spool / name for name in named]
     if has_result:
-        return painting.drawn(engine, number, settings.storage)
+        contoured, rt_struct, _ = painting.drawn(engine, number, settings.storage)
+        return contoured, rt_struct
     if not is_latest:
         raise CannotReplayError(
             f"job {number} has no RT-STRUCT that would say which slices it had; more have come since: "

@@ -8,6 +8,8 @@ Never judges which of two models is right.
 from __future__ import annotations
 
 import statistics
+import threading
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -16,9 +18,9 @@ from sqlalchemy import Engine, select
 from sqlalchemy.orm import Session
 
 from dicom_node.database import reading, transaction
+from dicom_node.history import MAX_LABELS, Histogram, Histograms
 from dicom_node.schema import Job, Series, ShadowRun
 from dicom_node.states import JobState
-from dicom_node.turnaround import Histogram
 from models.card import ModelDescription
 
 DONE = frozenset({JobState.READY, JobState.SENT})
@@ -203,20 +205,29 @@ class AgreementHistory:
         last_at: when the last run ended (UTC epoch seconds); None before the first.
     """
 
-    dice: dict[tuple[str, str, str], Histogram] = field(default_factory=dict)
+    dice: Histograms = field(default_factory=dict)
     compared: dict[tuple[str, str], int] = field(default_factory=dict)
     failures: dict[tuple[str, str], int] = field(default_factory=dict)
     last_at: float | None = None
     _read_until: int = 0
+    _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def read(self, session: Session) -> None:
-        """Add the runs that have come since the last call."""
+        """Add the runs that have come since the last call; any thread may call it."""
+        with self._lock:
+            self._read(session)
+
+    def _read(self, session: Session) -> None:
         new = select(ShadowRun).where(ShadowRun.id > self._read_until).order_by(ShadowRun.id)
         for run in session.scalars(new):
             model = run.model_name, run.model_version
             counts = self.compared if run.failure is None else self.failures
             counts[model] = counts.get(model, 0) + 1
             for one in run.agreements or ():
-                of_structure = self.dice.setdefault((*model, one["name"]), Histogram(DICE_BOUNDS))
-                of_structure.observe(float(one["dice"]))
+                self._observe((*model, str(one["name"])), float(one["dice"]))
             self._read_until, self.last_at = run.id, run.at
+
+    def _observe(self, words: tuple[str, ...], dice: float) -> None:
+        if words in self.dice or len(self.dice) < MAX_LABELS:
+            histogram = self.dice.setdefault(words, Histogram(DICE_BOUNDS))
+            histogram.add(bisect_left(DICE_BOUNDS, dice), 1, dice)

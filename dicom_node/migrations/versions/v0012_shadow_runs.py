@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from alembic import op
 
 revision = "0012"
-down_revision = "0007"
+down_revision = "0010"
 branch_labels = None
 depends_on = None
 
@@ -33,3 +33,8 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("id"),
         sa.UniqueConstraint("job_id", "model_sha256", name="one_run_a_candidate"),
     )
+
+
+def downgrade() -> None:
+    """Drop it: what was compared is forgotten."""
+    op.drop_table("shadow_runs")
