@@ -371,6 +371,27 @@ class Http(_Section):
         return self
 
 
+class AuditStreamChoice(_Section):
+    """Where DICOM audit messages (PS3.15 A.5) go, which carry patient IDs."""
+
+    transport: Literal["udp", "tls", "file"] | None = None
+    """syslog by RFC 5426 or RFC 5425, or lines of a file; None: there is no such stream."""
+    host: str = "127.0.0.1"
+    port: Port = 6514
+    tls: Tls | None = None
+    """For the transport `tls`; both sides show certificates."""
+    file: Path | None = None
+    """For the transport `file`."""
+
+    @model_validator(mode="after")
+    def _has_what_it_needs(self) -> AuditStreamChoice:
+        if self.transport == "tls" and self.tls is None:
+            raise ValueError("the transport tls wants certificate, key and ca in audit_stream.tls")
+        if self.transport == "file" and self.file is None:
+            raise ValueError("the transport file wants audit_stream.file")
+        return self
+
+
 class Logging(_Section):
     """What is written to the standard error stream."""
 
@@ -393,6 +414,7 @@ class Config(_Section):
     retry: Retry = Retry()
     retention: Retention = Retention()
     http: Http = Http()
+    audit_stream: AuditStreamChoice = AuditStreamChoice()
     logging: Logging = Logging()
     hash_key: Annotated[str, Field(min_length=16)] | None = Field(default=None, repr=False)
     """Secret key under which patient and accession numbers are hashed; better given by the environment
@@ -401,7 +423,8 @@ class Config(_Section):
     @property
     def tls_by_name(self) -> dict[str, Tls]:
         """Whose TLS is configured: `listener`, and destinations by their names."""
-        named = {"listener": self.listener.tls} | {one.name: one.tls for one in self.destinations}
+        own = {"listener": self.listener.tls, "audit_stream": self.audit_stream.tls}
+        named = own | {one.name: one.tls for one in self.destinations}
         return {name: tls for name, tls in named.items() if tls is not None}
 
     @model_validator(mode="after")

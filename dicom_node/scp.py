@@ -36,6 +36,7 @@ from dicom_node.intake import AssociationEnd, Intake, Outcome, Registry
 from dicom_node.reception_figures import ReceptionFigures
 from dicom_node.spool import OutOfSpaceError, Received, Spool, receive
 from dicom_node.transfer_syntaxes import COMPRESSED
+from dicom_node.transfers import Arrivals
 from dicom_node.uids import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
 
 pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
@@ -218,6 +219,7 @@ class StorageScp:
 
     Args:
         hashed: the keyed hash under which patient and accession numbers are kept.
+        transfers: what is told to the audit stream.
     """
 
     def __init__(
@@ -227,7 +229,9 @@ class StorageScp:
         registry: Registry,
         hashed: Callable[[str], str],
         figures: ReceptionFigures,
+        transfers: Arrivals,
     ) -> None:
+        self._transfers = transfers
         self._own_title = config.listener.ae_title
         self._peers: Sequence[Peer] = config.peers
         self._reporters = Reporters(config.destinations)
@@ -255,6 +259,12 @@ class StorageScp:
 
     def admit(self, request: AssociationRequest) -> Refusal | None:
         """Refuse whom the configuration does not name (PS3.8 9.3.4)."""
+        refusal = self._judge(request)
+        if refusal is not None:
+            self._transfers.refused(request.calling_ae_title, request.peer_address, refusal.reason)
+        return refusal
+
+    def _judge(self, request: AssociationRequest) -> Refusal | None:
         if request.called_ae_title != self._own_title:
             return guard.CALLED_AE_TITLE
         title, address = request.calling_ae_title, request.peer_address
@@ -272,9 +282,9 @@ class StorageScp:
             acceptor.supported_contexts = [verification_context()]
         if reports_for:
             acceptor.supported_contexts = [*acceptor.supported_contexts, storage_commitment.report_context()]
-        self._association_ids[association] = self._registry.association_opened(
-            title, self._own_title, address
-        )
+        number = self._registry.association_opened(title, self._own_title, address)
+        self._association_ids[association] = number
+        self._transfers.opened(number, title, address)
         self._reports_for[association] = reports_for
 
     def _sends(self, title: str, address: str) -> bool:
@@ -299,6 +309,7 @@ class StorageScp:
         """Note how it ended."""
         self._reports_for.pop(association, None)
         association_id = self._association_ids.pop(association)
+        self._transfers.ended(association_id)
         self._registry.association_ended(association_id, end)
         self._log.info("association_ended", association=association_id, outcome=end.value)
 
@@ -368,6 +379,10 @@ class StorageScp:
         if outcome is Outcome.OTHER_BYTES:
             self._spool.remove(file)
             raise NotTakenError(StoreStatus.DUPLICATE, "other_bytes")
+        self._transfers.came(
+            *(association_id, outcome is Outcome.NEW, header.study_instance_uid),
+            *(header.patient_id, header.accession_number, received.sop_class_uid),
+        )
         if outcome is Outcome.AGAIN:
             self._figures.instance_again()
         else:

@@ -23,6 +23,7 @@ from sqlalchemy.orm import Session
 
 from dicom_node import companions, contouring, jobs, logs, review, scu, siblings
 from dicom_node.assembly import Assembler, spooled
+from dicom_node.audit_stream import AuditStream
 from dicom_node.committer import Committer
 from dicom_node.companion_sender import CompanionSender
 from dicom_node.config import Config
@@ -44,6 +45,7 @@ from dicom_node.shadow import candidate_of
 from dicom_node.shadow_runner import ShadowRunner
 from dicom_node.siblings import Wait, Yield
 from dicom_node.states import JobState, SeriesState
+from dicom_node.transfers import audited
 from dicom_node.worker_figures import Heartbeat, WorkerFigures
 from inference.segmenter import Segmenter
 from models.card import ModelPackage
@@ -104,6 +106,7 @@ class Worker:
         clock: Callable[[], float],
         monotonic: Callable[[], float] = time.monotonic,
         shadow_command: Sequence[str] | None = None,
+        audit: AuditStream | None = None,
     ) -> None:
         """Read the model package and load the network.
 
@@ -115,6 +118,7 @@ class Worker:
             monotonic: seconds that nobody sets.
             shadow_command: compares the job, whose number is put at its end, with the candidate of
                 `model.shadow`; None: nothing is compared.
+            audit: told of what is sent; None: nobody is.
 
         Raises:
             ConfigurationError: the package, the device or a destination's edition cannot be used.
@@ -133,9 +137,11 @@ class Worker:
         self._assembler = Assembler(
             config, engine, clock, monotonic, self._model, self._decoder, self._peer_counts
         )
-        self._deliverer = Deliverer(config, engine, clock)
+        self._audit = audit
+        store = scu.storing if audit is None else audited(scu.storing, audit)
+        self._deliverer = Deliverer(config, engine, clock, store)
         self._committer = Committer(config, engine, clock)
-        self._companions = CompanionSender(config, engine, clock)
+        self._companions = CompanionSender(config, engine, clock, store)
         self._results = Results(config.storage.results)
         self._retention = Retention(config, engine, clock)
         self._shadow = None if shadow_command is None else self._shadow_runner(shadow_command)
@@ -222,6 +228,8 @@ class Worker:
         self._figures.progress()
         self._record()
         look_again_at = min(self._assembler.step(), self._retention.step())
+        if self._audit is not None and self._audit.is_on:
+            self._figures.put(audit_messages_sent=self._audit.sent, audit_messages_lost=self._audit.lost)
         self._figures.put(open_series=self._decoder.open_series, open_series_bytes=self._decoder.size_bytes)
         if self._under_way is not None:
             return look_again_at
