@@ -82,6 +82,7 @@ PATHS = Map(
         Rule("/page.css", endpoint="style"),
     ],
     strict_slashes=False,
+    merge_slashes=False,  # each path has one name; nothing is redirected
 )
 
 
