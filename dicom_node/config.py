@@ -179,6 +179,8 @@ class ModelChoice(_Section):
     """Folder of packages; None means those that came with the program."""
     approved_sha256: Sha256 | None = None
     """Only this model.onnx may send. None: nothing is sent; jobs are HELD with the reason."""
+    baseline: Path | None = None
+    """The JSON of the commissioning that was signed; `anatomynode check` says what is different now."""
 
 
 class Inference(_Section):

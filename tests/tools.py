@@ -28,6 +28,7 @@ SHARED_DATA = ROOT.parent / "shared" / "data"
 """Real patients' CTs; not part of the repository, so tests that use it skip where it is missing."""
 
 DEBIAN_PACKAGES = {
+    "curl": "curl",
     "dcmcjpeg": "dcmtk",
     "dcmcjpls": "dcmtk",
     "dcmcrle": "dcmtk",
