@@ -82,7 +82,7 @@ class Shelf:
         if found is not None:
             return found
         if not self._drawing.acquire(timeout=WAIT_S):
-            raise BusyError("another job is being drawn; reload the page in a moment")
+            raise BusyError("another job is being drawn; this one is next")
         try:
             return self._kept(key) or self._keep(key, _draw(self._folder, job))
         finally:

@@ -30,8 +30,9 @@ if TYPE_CHECKING:
 THREADS = 8
 LIMITS = {
     "threads": THREADS,
-    "connection_limit": 100,
+    "connection_limit": 200,
     "channel_timeout": 30,  # seconds in which a connection may say nothing
+    "cleanup_interval": 10,  # seconds; how often that is looked at
     "max_request_header_size": 16_384,
     "max_request_body_size": 1_024,  # nothing here takes a body
     "ident": "anatomynode",

@@ -82,6 +82,7 @@ PATHS = Map(
         Rule("/page.css", endpoint="style"),
     ],
     strict_slashes=False,
+    merge_slashes=False,  # each path has one name; nothing is redirected
 )
 
 
@@ -116,6 +117,8 @@ class Page:
             return answer(request, **values)
         except NoSuchJobError as missing:
             raise NotFound(missing.reason) from missing
+        except BusyError as busy:
+            return self._come_again(busy)
 
     # --- who may look ------------------------------------------------------------------------------
 
@@ -161,15 +164,7 @@ class Page:
         )
 
     def _preview(self, request: Request, number: int) -> Response:
-        told = story.show(self._engine, number)
-        try:
-            book = self._book(number)
-        except BusyError as busy:
-            response = self._page("message.html", title="Another job is being drawn", message=busy.reason)
-            response.status_code = HTTPStatus.SERVICE_UNAVAILABLE
-            response.headers["Retry-After"] = str(LOOK_AGAIN_S)
-            response.headers["Refresh"] = str(LOOK_AGAIN_S)
-            return response
+        told, book = story.show(self._engine, number), self._book(number)
         rois = {roi["name"]: roi for roi in (told.report or {}).get("rois", ())}
         return self._page("preview.html", story=told, book=book.told, rois=rois)
 
@@ -208,6 +203,13 @@ class Page:
         now = self._clock()
         html = self._templates.get_template(template).render(now=now, **told)
         return Response(html, content_type="text/html; charset=utf-8")
+
+    def _come_again(self, busy: BusyError) -> Response:
+        """The browser does so by itself."""
+        response = self._page("message.html", title="One moment", message=busy.reason)
+        response.status_code = HTTPStatus.SERVICE_UNAVAILABLE
+        response.headers["Retry-After"] = response.headers["Refresh"] = str(LOOK_AGAIN_S)
+        return response
 
     def _refusal(self, refusal: HTTPException) -> Response:
         """In our words; the header asks the browser for the token."""

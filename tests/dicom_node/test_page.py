@@ -15,6 +15,7 @@ from sqlalchemy import Engine
 from werkzeug.test import Client, TestResponse
 
 from dicom_node import jobs, migrate, turnaround_plot
+from dicom_node.book_shelf import Book, BusyError, Shelf
 from dicom_node.config import Config
 from dicom_node.database import open_engine, transaction
 from dicom_node.page import Page, duration
@@ -25,7 +26,17 @@ from tests.recorded_jobs import NOW, add_job, contour, deliver
 
 TOKEN = "a token of sixteen"
 HOSTILE = "<script>alert(1)</script>'\"&"
-PAGES = ("/", "/?state=QUEUED", "/jobs/1", "/jobs/2", "/jobs/99", "/jobs/2/preview", "/nothing", "/?before=x")
+PAGES = (
+    "/",
+    "/?state=QUEUED",
+    "/jobs/1",
+    "/jobs/2",
+    "/jobs/99",
+    "/jobs/2/preview",
+    "/nothing",
+    "/?before=x",
+    "//jobs/1",
+)
 
 
 @pytest.fixture
@@ -112,6 +123,7 @@ def test_whatever_peers_and_errors_say_stays_words_and_nothing_runs_or_comes_fro
         session.get_one(Series, 2).flag = HOSTILE
     for path in PAGES:
         answer = get(client, path)
+        assert answer.status_code in (200, 400, 404)
         assert "<script" not in answer.text
         assert " style=" not in answer.text
         assert not re.search(r"(?:href|src)=\"(?!/|#)", answer.text), "nothing from elsewhere"
@@ -155,6 +167,21 @@ def test_a_jobs_page_tells_its_stages_structures_deliveries_and_every_change(mak
         assert told in text, told
     listed = re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", get(client, "/").text))
     assert "10.0 s 2.5 s 3.0 s 0.50 s 6.0 s stored" in listed
+
+
+@pytest.mark.parametrize("path", ["/jobs/1/preview", "/jobs/1/preview/1.jpg"])
+def test_while_another_job_is_drawn_the_browser_is_asked_to_come_again(
+    make_client: Any, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    def busy(*_: object) -> Book:
+        raise BusyError("another job is being drawn")
+
+    client, engine = make_client()
+    contour(engine, add_job(engine, 1))
+    monkeypatch.setattr(Shelf, "book", busy)
+    answer = get(client, path)
+    assert (answer.status_code, answer.headers["Refresh"]) == (503, "2")
+    assert "another job is being drawn" in answer.text
 
 
 def test_every_job_is_on_exactly_one_leaf_and_a_filter_shows_one_state(make_client: Any) -> None:
