@@ -32,7 +32,11 @@ log = logs.get(__name__)
 
 
 class Assembler:
-    """Watches every series that is being received, pushed again, or reopened by late slices."""
+    """Watches every series that is being received, pushed again, or reopened by late slices.
+
+    Attributes:
+        is_busy: whether there was one at the last look.
+    """
 
     def __init__(
         self,
@@ -52,6 +56,7 @@ class Assembler:
         self._model = model
         self._decoder = decoder
         self._peer_counts = peer_counts
+        self.is_busy = False
 
     def step(self) -> float:
         """Do what is due for every series; when time alone will make more due (UTC epoch seconds)."""
@@ -67,6 +72,7 @@ class Assembler:
             self._decode_ahead(series_id)
             looks.append(self._complete(series_id))
         looks += [self._deliver_again(series_id) for series_id in pushed_again]
+        self.is_busy = bool(receiving or pushed_again)
         self._ages.end_look(began_at, {*receiving, *pushed_again})
         return min(looks)
 

@@ -32,10 +32,11 @@ from dicom_node.database import open_engine, reading
 from dicom_node.editions import Editions
 from dicom_node.errors import AnatomyNodeError, ConfigurationError, PermanentError
 from dicom_node.metrics import BYTES_A_MIB
+from dicom_node.shadow import candidate_of
 from dicom_node.tls import days_left, server_context
 from inference.errors import DeviceUnavailableError, InferenceFailedError
 from inference.session import Session
-from models.card import ModelPackage
+from models.card import ModelDescription, ModelPackage
 
 DONE, FAILED, CONFIGURATION = 0, 1, 78
 
@@ -155,6 +156,7 @@ def _model(config_path: Path, config: Config) -> Iterator[Finding]:
         reason = f"model.approved_sha256 {wrong}: results are HELD, nothing is sent"
         yield Finding("model approval", described.name, reason, fatal=False)
     yield from _editions(config, package)
+    yield from _shadow(config, described)
     found, device = _device(config, package)
     yield found
     yield from against_baseline(config, facts_of(config_path, described, device))
@@ -170,6 +172,23 @@ def _editions(config: Config, package: ModelPackage) -> Iterator[Finding]:
         return
     names = ", ".join(editions.by_destination) or "no destination"
     yield Finding("RT Structure Sets", f"names, colours and labels fit: {names}")
+
+
+def _shadow(config: Config, approved: ModelDescription) -> Iterator[Finding]:
+    """Whether the candidate, where there is one, can be compared."""
+    settings = candidate_of(config)
+    if settings is None:
+        return
+    try:
+        candidate = contouring.package_of(settings.model).description
+        Editions.read(settings, candidate)
+    except ConfigurationError as problem:
+        for line in problem.problems:
+            yield Finding("candidate", settings.model.package, f"model.shadow: {line}", fatal=False)
+        return
+    same = "model.shadow: it is the very model that contours; there is nothing to compare"
+    seen = f"{candidate.name} {candidate.version}, sha256 {candidate.sha256}"
+    yield Finding("candidate", seen, same if candidate.sha256 == approved.sha256 else None, fatal=False)
 
 
 def against_baseline(config: Config, facts: Mapping[str, str]) -> Iterator[Finding]:

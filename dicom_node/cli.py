@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -51,7 +52,9 @@ models_app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
 )
+shadow_app = typer.Typer(help="How a candidate model agrees with the approved one.", rich_markup_mode=None)
 app.add_typer(jobs_app, name="jobs")
+app.add_typer(shadow_app, name="shadow")
 app.add_typer(models_app, name="models")
 
 CONFIG_VARIABLE = "ANATOMYNODE_CONFIG"
@@ -445,6 +448,32 @@ def jobs_cancel(context: typer.Context, job: JobNumber, config: JobsConfigPath =
 
     with _database(config or context.obj) as engine:
         typer.echo(story.cancel(engine, job))
+
+
+@shadow_app.callback(invoke_without_command=True)
+def _shadow(context: typer.Context, config: ConfigPath = DEFAULT_CONFIG, as_json: AsJson = False) -> None:
+    """Without a command: structure by structure, over all series that were compared."""
+    from dicom_node import shadow_runs
+
+    context.obj = config
+    if context.invoked_subcommand is None:
+        with _database(config) as engine:
+            _tell(shadow_runs.report(engine), as_json)
+
+
+@shadow_app.command("run")
+def shadow_run(context: typer.Context, job: JobNumber, config: JobsConfigPath = None) -> None:
+    """Compare one job now; the worker does so by itself whenever it has nothing else to do."""
+    from dicom_node import shadow
+    from dicom_node.config import read_config
+    from dicom_node.supervisor import SUPERVISED
+
+    if os.environ.get(SUPERVISED):
+        shadow.end_with_the_worker()
+    path = config or context.obj
+    with _database(path) as engine:
+        run = shadow.compare(engine, read_config(path), job)
+    typer.echo(f"job {job}: {run.failure or f'{len(run.agreements or ())} structure(s) compared'}")
 
 
 @models_app.command("list")

@@ -171,6 +171,13 @@ class SeriesRules(_Section):
     against one without."""
 
 
+class Shadow(_Section):
+    """A candidate that contours what the approved model has contoured; nothing of it is sent."""
+
+    package: str | None = None
+    """In the folder of the packages; it needs no approval. None: there is no candidate."""
+
+
 class ModelChoice(_Section):
     """Which network contours, and the one whose hash a physicist approved."""
 
@@ -179,6 +186,8 @@ class ModelChoice(_Section):
     """Folder of packages; None means those that came with the program."""
     approved_sha256: Sha256 | None = None
     """Only this model.onnx may send. None: nothing is sent; jobs are HELD with the reason."""
+    shadow: Shadow = Shadow()
+    """What is compared with the approved model, whenever the worker has nothing else to do."""
     baseline: Path | None = None
     """The JSON of the commissioning that was signed; `anatomynode check` says what is different now."""
 

@@ -43,10 +43,7 @@ def serve(config_path: Path) -> int:
         ConfigurationError: the configuration or the storage folder is wrong.
     """
     with _alone(config_path, "serve") as (_, stop):
-        commands = {
-            name: [sys.executable, "-m", "dicom_node", name, "--config", str(config_path.resolve())]
-            for name in ("listen", "work")
-        }
+        commands = {name: _command(name, config_path) for name in ("listen", "work")}
         return Supervisor(commands, Notifier()).run(stop)
 
 
@@ -93,9 +90,20 @@ def work(config_path: Path) -> None:
 
     notifier = Notifier()
     with _alone(config_path, "work") as (config, stop), _database(config) as engine:
-        worker = Worker(config, engine, lambda package: contouring.segmenter_of(package, config), time.time)
+        worker = Worker(
+            config,
+            engine,
+            lambda package: contouring.segmenter_of(package, config),
+            time.time,
+            shadow_command=_command("shadow", config_path, "run"),
+        )
         worker.run(stop, ready=lambda: notifier.ready("waiting for series"), alive=notifier.alive)
         notifier.stopping()
+
+
+def _command(name: str, config_path: Path, *more: str) -> list[str]:
+    """The argument list that runs a command of ours with this configuration."""
+    return [sys.executable, "-m", "dicom_node", name, "--config", str(config_path.resolve()), *more]
 
 
 def _begin(config_path: Path, program: str) -> Config:

@@ -46,6 +46,7 @@ from dicom_node.schema import (
     Series,
     WorkerStatus,
 )
+from dicom_node.shadow_runs import AgreementHistory
 from dicom_node.states import COMPANION_TRANSITIONS, CompanionKind, DeliveryState, JobState, SeriesState
 from dicom_node.tls import days_left
 from inference.flags import FLAGS, LEFT_OUT
@@ -79,6 +80,7 @@ class NodeCollector(Collector):
     config: Config
     reception: ReceptionFigures
     clock: Callable[[], float] = time.time
+    _agreement: AgreementHistory = field(default_factory=AgreementHistory)
     _history: History = field(default_factory=History)
 
     def collect(self) -> Iterator[Metric]:
@@ -91,9 +93,11 @@ class NodeCollector(Collector):
             yield from _companions(session, self.config)
             yield from _worker(session, self.config, self.clock())
             yield from _constancy(session)
+            self._agreement.read(session)
             yield from _discarded(session, self.config)
             yield from _removals(session)
         yield from _durations(self._history)
+        yield from _shadow(self._agreement)
         yield from _structures(self._history)
         yield from _reception(self.reception)
         yield from _disk(self.config)
@@ -300,6 +304,24 @@ def _constancy(session: Session) -> Iterator[Metric]:
     yield _gauge("constancy_last_run_timestamp_seconds", "When constancy was last checked.", last.made_at)
     yield _gauge("constancy_failed_points", "Points that did not hold then.", last.failed_points)
     yield _gauge("constancy_drifts", "What had drifted from the baseline then.", last.drifts)
+
+
+def _shadow(history: AgreementHistory) -> Iterator[Metric]:
+    """Nothing before the first comparison with a candidate."""
+    if history.last_at is None:
+        return
+    of_model = "model", "version"
+    for name, meaning, counts in (
+        ("shadow_compared_series", "Series on which a candidate was compared.", history.compared),
+        ("shadow_failed_series", "Series on which a candidate could not be compared.", history.failures),
+    ):
+        values = {tuple(map(_word, model)): float(count) for model, count in counts.items()}
+        yield _labelled(name, meaning, of_model, values)
+    meaning = "Dice of a candidate's structure with the approved model's; 0 where only one has it."
+    dice = {tuple(map(_word, words)): histogram for words, histogram in history.dice.items()}
+    yield _histogram("shadow_dice", meaning, (*of_model, "structure"), dice)
+    meaning = "When a candidate was last compared (UTC epoch)."
+    yield _gauge("shadow_last_run_timestamp_seconds", meaning, history.last_at)
 
 
 def _word(value: object) -> str:

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from hashlib import sha256
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -65,14 +64,40 @@ class Replay:
         return "\n".join(_told(self))
 
 
+@dataclass(frozen=True)
+class ContouredAgain:
+    """What came of it; `data` and `before` are the bytes of the RT-STRUCT now and then, if there was one."""
+
+    was: str
+    report: Report
+    data: bytes
+    before: bytes | None
+    agreements: tuple[Agreement, ...]
+
+
 def replay(
     engine: Engine, number: int, output: Path, settings: Config, progress: Progress = no_progress
 ) -> Replay:
-    """Contour the series of a job again, with the settings and the program as they are now.
+    """Contour the series of a job again into a file; see `contour_again`.
+
+    Args:
+        output: where the new RT-STRUCT goes.
+    """
+    if not output.parent.is_dir():
+        raise PermanentError(f"{output.parent} is no folder to write {output.name} into; make it first")
+    done = contour_again(engine, number, settings, progress)
+    write_durably(output, done.data, mode=BY_UMASK)
+    is_the_same = None if done.before is None else done.before == done.data
+    return Replay(number, done.was, {**done.report, "rt_struct": str(output)}, is_the_same, done.agreements)
+
+
+def contour_again(
+    engine: Engine, number: int, settings: Config, progress: Progress = no_progress
+) -> ContouredAgain:
+    """Contour the series of a job again, with the settings and the program as they are now; into memory.
 
     Args:
         settings: the configuration, perhaps with another model package in it.
-        output: where the new RT-STRUCT goes.
 
     Raises:
         NoSuchJobError: there is no job of this number.
@@ -80,8 +105,6 @@ def replay(
         SeriesRejectedError: it would be rejected now.
         ConfigurationError: the model package or the device cannot be used.
     """
-    if not output.parent.is_dir():
-        raise PermanentError(f"{output.parent} is no folder to write {output.name} into; make it first")
     package = contouring.package_of(settings.model)
     options, was = _as_it_was(engine, number, settings, package.description)
     progress("reading the slices", 0, 1)
@@ -90,16 +113,10 @@ def replay(
     segmenter = contouring.segmenter_of(package, settings)
     progress("contouring", 0, 1)
     done = contouring.contour(series, segmenter, options)
-    write_durably(output, done.rt_struct.data, mode=BY_UMASK)
+    data = done.rt_struct.data
     progress("comparing", 0, 1)
-    found = () if before is None else agreement.compare(_read(before), _read(done.rt_struct.data), series)
-    return Replay(
-        number,
-        was,
-        {**done.report, "rt_struct": str(output)},
-        None if before is None else sha256(before).digest() == sha256(done.rt_struct.data).digest(),
-        found,
-    )
+    found = () if before is None else agreement.compare(_read(before), _read(data), series)
+    return ContouredAgain(was, done.report, data, before, found)
 
 
 def _as_it_was(

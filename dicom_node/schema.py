@@ -276,6 +276,25 @@ class Discarded(Base):
     size_bytes: Mapped[int]
 
 
+class ShadowRun(Base):
+    """How a candidate model's contours of a job's series agree with the job's; only figures are kept."""
+
+    __tablename__ = "shadow_runs"
+    __table_args__ = (UniqueConstraint("job_id", "model_sha256", name="one_run_a_candidate"),)
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    job_id: Mapped[int] = mapped_column(ForeignKey("jobs.id"))
+    model_name: Mapped[str]
+    model_version: Mapped[str]
+    model_sha256: Mapped[str]
+    at: Mapped[float]
+    seconds: Mapped[float | None]
+    failure: Mapped[str | None]
+    """Why there are no figures, for a person."""
+    agreements: Mapped[list[Any] | None]
+    """One a structure, with the fields of `agreement.Agreement`."""
+
+
 class Duration(Base):
     """How long one stage of one job took. The first time counts, so no later event changes a histogram."""
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent import futures
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -31,7 +31,7 @@ from dicom_node.database import ChangeWatch, reading, transaction
 from dicom_node.decoding import Begun, Decoder, Spooled
 from dicom_node.deliverer import Deliverer
 from dicom_node.editions import Editions
-from dicom_node.errors import AnatomyNodeError, SeriesRejectedError, TransientError
+from dicom_node.errors import AnatomyNodeError, ConfigurationError, SeriesRejectedError, TransientError
 from dicom_node.jobs import Kept, Model, Result
 from dicom_node.peer_count import PeerCounts
 from dicom_node.results import Results
@@ -40,6 +40,8 @@ from dicom_node.retry import has_come
 from dicom_node.rt_struct import IncompleteError, RtStruct
 from dicom_node.rt_struct_check import RtStructCheckError
 from dicom_node.schema import Job, Series
+from dicom_node.shadow import candidate_of
+from dicom_node.shadow_runner import ShadowRunner
 from dicom_node.siblings import Wait, Yield
 from dicom_node.states import JobState, SeriesState
 from dicom_node.worker_figures import Heartbeat, WorkerFigures
@@ -101,6 +103,7 @@ class Worker:
         segmenter_factory: Callable[[ModelPackage], Segmenter],
         clock: Callable[[], float],
         monotonic: Callable[[], float] = time.monotonic,
+        shadow_command: Sequence[str] | None = None,
     ) -> None:
         """Read the model package and load the network.
 
@@ -110,6 +113,8 @@ class Worker:
             segmenter_factory: makes the network of a package; `contouring.segmenter_of` does.
             clock: UTC epoch seconds.
             monotonic: seconds that nobody sets.
+            shadow_command: compares the job, whose number is put at its end, with the candidate of
+                `model.shadow`; None: nothing is compared.
 
         Raises:
             ConfigurationError: the package, the device or a destination's edition cannot be used.
@@ -133,6 +138,7 @@ class Worker:
         self._companions = CompanionSender(config, engine, clock)
         self._results = Results(config.storage.results)
         self._retention = Retention(config, engine, clock)
+        self._shadow = None if shadow_command is None else self._shadow_runner(shadow_command)
         self._contouring = ThreadPoolExecutor(1, thread_name_prefix="contour")
         self._under_way: UnderWay | None = None
         self._figures = WorkerFigures(clock(), monotonic)
@@ -189,7 +195,9 @@ class Worker:
                 log.error("the outcome cannot be kept; contoured again after the start", exc_info=problem)
 
     def close(self) -> None:
-        """End the threads of contouring, decoding and asking."""
+        """End the threads of contouring, decoding and asking, and the candidate's process."""
+        if self._shadow is not None:
+            self._shadow.close()
         self._contouring.shutdown()
         self._decoder.close()
         if self._peer_counts is not None:
@@ -219,10 +227,33 @@ class Worker:
             return look_again_at
         run, job_look_again_at = self._next_run()
         if run is None:
-            return min(look_again_at, job_look_again_at)
+            is_idle = not self._assembler.is_busy and job_look_again_at == math.inf
+            return min(look_again_at, job_look_again_at, self._clock() + self._compare(is_idle))
+        self._compare(is_idle=False)
         self._begin(run)
         # Not at once: this thread would take the interpreter from the one that contours.
         return look_again_at
+
+    def _compare(self, is_idle: bool) -> float:
+        """Have a candidate compared while there is nothing else to do; seconds until it is looked after."""
+        if self._shadow is None:
+            return math.inf
+        if is_idle:
+            return self._shadow.step()
+        self._shadow.give_way()
+        return math.inf
+
+    def _shadow_runner(self, command: Sequence[str]) -> ShadowRunner | None:
+        """None where the candidate cannot be used: the approved model does its work without it."""
+        settings = candidate_of(self._config)
+        if settings is None:
+            return None
+        try:
+            candidate = contouring.package_of(settings.model).description
+        except ConfigurationError as problem:
+            log.error("the candidate of model.shadow cannot be used", problems=problem.problems)
+            return None
+        return ShadowRunner(command, candidate, self._engine, self._clock, self._monotonic)
 
     def finish(self) -> None:
         """Wait for the job that runs, and record what became of it."""

@@ -26,8 +26,8 @@ class Anatomy:
         mean_hu: likewise for the mean over the drawing.
         color: red, green, blue; the same for one organ in every model.
         laterality: the patient's side, where there are two.
-        whole_cm3: a drawing of less, though the scan shows more above and below it, is of a part only; 0 where
-            no such habit is known.
+        whole_cm3: a drawing of less, though the scan shows more above and below it, is of a part only; 0
+            where no such habit is known.
     """
 
     volume_cm3: tuple[float, float]
@@ -79,9 +79,9 @@ ANATOMY: Mapping[str, Anatomy] = {
         (78, 160, 214),
         Code(value="119238007", meaning="Brain Stem"),
         postprocessing=_SOLID,
-        # Clinics have two habits: of OpenKBP's 84 training brainstems that the scan does not cut, 70 have 18.7
-        # to 45 cm3, and 14 have 5 to 17.8: only what is near the target was drawn. A network that learns from
-        # both stops 8 mm below the upper end (docs/ABLATION.md).
+        # Clinics have two habits: of OpenKBP's 84 training brainstems that the scan does not cut, 70 have
+        # 18.7 to 45 cm3, and 14 have 5 to 17.8: only what is near the target was drawn. A network that learns
+        # from both stops 8 mm below the upper end (docs/ABLATION.md).
         whole_cm3=18.0,
     ),
     # An early or uncertain cord comes in pieces along the canal: they are all cord. Marrow in an upper arm,

@@ -210,7 +210,7 @@ def test_a_late_slice_before_ready_reopens_the_series_and_the_same_job_contours_
         assert not jobs.reopen_if_late(session, series, 51.0)
 
 
-@pytest.mark.parametrize("end", ["ready", "sent", "rejected", "cancelled"])
+@pytest.mark.parametrize("end", ["ready", "sent", "rejected", "failed", "cancelled", "ignored"])
 def test_a_late_slice_from_ready_on_makes_a_revision_that_names_its_predecessor(
     engine: Engine, end: str
 ) -> None:
@@ -219,7 +219,8 @@ def test_a_late_slice_from_ready_on_makes_a_revision_that_names_its_predecessor(
             series, job, _ = sent(session)
         else:
             series, job = completed(session)
-            jobs.start(session, job, 11.0, "begun")
+            if end != "ignored":
+                jobs.start(session, job, 11.0, "begun")
         if end == "ready":
             jobs.finish(session, job, RESULT, ["pacs"], 12.0)
         elif end != "sent":

@@ -200,6 +200,23 @@ def test_a_series_that_is_not_ours_to_contour_is_rejected_with_its_reason(node: 
     assert node.segmenters[0].runs == 0
 
 
+def test_two_patients_under_one_series_uid_are_rejected_by_what_differs_and_nothing_is_sent(
+    node: Node,
+) -> None:
+    worker = node.worker()
+    node.receive(which=range(12))
+    node.receive(PHANTOM.but(overrides={"PatientID": SECRET}), which=range(12, 24))
+    node.now += 31.0
+    node.step(worker)
+    job = node.job()
+    assert (job.state, job.reason_code) == (JobState.REJECTED, "mixed_series")
+    assert "2 different values of PatientID" in (job.reason or "")
+    assert SECRET not in (job.reason or "")
+    assert (node.deliveries(), node.segmenters[0].runs) == ([], 0)
+    figures = exposition(NodeCollector(node.engine, node.config, ReceptionFigures(), node.clock))()
+    assert b'jobs_by_reason{reason="mixed_series",state="REJECTED"} 1.0' in figures
+
+
 def test_an_unapproved_model_sends_nothing_and_says_what_to_do(make_node: Callable[..., Node]) -> None:
     node = make_node(approved=False)
     worker = node.worker()
