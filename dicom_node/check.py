@@ -24,10 +24,9 @@ from rich.table import Table
 from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 
-from dicom_node import contouring, scu, storage_commitment
+from dicom_node import contouring, networks, scu, storage_commitment
 from dicom_node.config import Config, Destination, read_config
 from dicom_node.database import open_engine, reading
-from dicom_node.editions import Editions
 from dicom_node.errors import AnatomyNodeError, ConfigurationError
 from dicom_node.metrics import BYTES_A_MIB
 from dicom_node.tls import days_left, server_context
@@ -129,35 +128,48 @@ def _database(config: Config) -> Finding:
 
 
 def _model(config: Config) -> Iterator[Finding]:
-    try:
-        package = contouring.package_of(config.model)
-    except ConfigurationError as problem:
-        for line in problem.problems:
-            yield Finding("model", config.model.package, line)
-        return
-    described = package.description
-    yield Finding("model", f"{described.name} {described.version}, sha256 {described.sha256}")
-    approved = config.model.approved_sha256
-    if approved == described.sha256:
-        yield Finding("model approval", "this model is the approved one")
-    else:
-        wrong = "is not set" if approved is None else "names another model"
-        reason = f"model.approved_sha256 {wrong}: results are HELD, nothing is sent"
-        yield Finding("model approval", described.name, reason, fatal=False)
-    yield from _editions(config, package)
-    yield _device(config, package)
+    """Each package that the configuration names: whether it is whole, approved, and runs here."""
+    packages: dict[str, ModelPackage] = {}
+    for name in networks.named(config):
+        try:
+            packages[name] = contouring.package_of(config.model.model_copy(update={"package": name}))
+        except ConfigurationError as problem:
+            for line in problem.problems:
+                yield Finding("model", name, line)
+            continue
+        described = packages[name].description
+        yield Finding("model", f"{described.name} {described.version}, sha256 {described.sha256}")
+        yield _approval(config, name, described.sha256)
+    if len(packages) == len(networks.named(config)):
+        yield from _editions(config)
+    for package in packages.values():
+        yield _device(config, package)
 
 
-def _editions(config: Config, package: ModelPackage) -> Iterator[Finding]:
-    """Whether names, colours and labels fit what each destination takes."""
+def _approval(config: Config, name: str, sha256: str) -> Finding:
+    approved = config.model.approved_of(name)
+    if approved == sha256:
+        return Finding("model approval", f"{name}: this model is the approved one")
+    wrong = "is not set" if approved is None else "names another model"
+    reason = f"model.approved_sha256 {wrong} for {name}: results are HELD, nothing is sent"
+    return Finding("model approval", name, reason, fatal=False)
+
+
+def _editions(config: Config) -> Iterator[Finding]:
+    """Whether names, colours and labels of each result fit what each destination takes."""
     try:
-        editions = Editions.read(config, package.description)
+        found = networks.read_networks(config)
     except ConfigurationError as problem:
         for line in problem.problems:
             yield Finding("RT Structure Sets", "", line)
         return
-    names = ", ".join(editions.by_destination) or "no destination"
-    yield Finding("RT Structure Sets", f"names, colours and labels fit: {names}")
+    names = ", ".join(destination.name for destination in config.destinations) or "no destination"
+    sets = sum(len(network.editions) for network in found.values())
+    kinds = "" if sets == 1 else f", in {sets} kinds of results"
+    yield Finding("RT Structure Sets", f"names, colours and labels fit: {names}{kinds}")
+    if config.routing:
+        rules = ", ".join(rule.name for rule in config.routing)
+        yield Finding("routing", f"{len(config.routing)} rule(s): {rules}")
 
 
 def _device(config: Config, package: ModelPackage) -> Finding:

@@ -17,12 +17,15 @@ from pydantic import (
     AfterValidator,
     BaseModel,
     ConfigDict,
+    Discriminator,
     Field,
+    Tag,
     ValidationError,
     field_validator,
     model_validator,
 )
 
+from dicom_node import routing
 from dicom_node.errors import ConfigurationError
 from dicom_node.profiles import (
     PROFILES,
@@ -38,6 +41,7 @@ from dicom_node.profiles import (
     ProfileName,
     RoiType,
 )
+from dicom_node.routing import RETURN_TO_SENDER, Rule
 from inference.flags import FLAGS, NOT_FOUND, SERIES_FLAGS
 
 Seconds = Annotated[float, Field(gt=0)]
@@ -83,6 +87,8 @@ class Listener(_Section):
     """The DICOM door: who may come in, and how much of it one peer may take."""
 
     ae_title: AeTitle = "ANATOMYNODE"
+    more_ae_titles: tuple[AeTitle, ...] = ()
+    """Further called AE titles that are let in, for rules of `routing` to tell apart."""
     host: str = "127.0.0.1"
     port: Port = 11112
     tls: Tls | None = None
@@ -102,6 +108,11 @@ class Listener(_Section):
     max_outstanding_requests: Count = 64
     discard_sop_classes: tuple[Uid, ...] = ()
     """Storage classes that are accepted, counted and thrown away."""
+
+    @property
+    def ae_titles(self) -> tuple[str, ...]:
+        """Every called AE title that is let in, without the blanks at its ends."""
+        return tuple(title.strip() for title in (self.ae_title, *self.more_ae_titles))
 
 
 class Peer(_Section):
@@ -162,14 +173,31 @@ class SeriesRules(_Section):
     against one without."""
 
 
+def _kind_of_approval(value: Any) -> str:
+    return "<by package>" if isinstance(value, dict) else "<one>"
+
+
+Approved = Annotated[
+    Annotated[Sha256, Tag("<one>")] | Annotated[dict[str, Sha256], Tag("<by package>")],
+    Discriminator(_kind_of_approval),
+]
+
+
 class ModelChoice(_Section):
-    """Which network contours, and the one whose hash a physicist approved."""
+    """Which network contours, and the ones whose hashes a physicist approved."""
 
     package: str = "anatomynet-hn"
     folder: Path | None = None
     """Folder of packages; None means those that came with the program."""
-    approved_sha256: Sha256 | None = None
-    """Only this model.onnx may send. None: nothing is sent; jobs are HELD with the reason."""
+    approved_sha256: Approved | None = None
+    """Only this model.onnx may send: of `package`, or by package where rules name several. None: nothing is
+    sent; jobs are HELD with the reason."""
+
+    def approved_of(self, package: str) -> str | None:
+        """The sha256 that is approved of a package; None where none is."""
+        if isinstance(self.approved_sha256, dict):
+            return self.approved_sha256.get(package)
+        return self.approved_sha256 if package == self.package else None
 
 
 class Inference(_Section):
@@ -281,6 +309,8 @@ class Destination(_Section):
     hold: Holding = ()
     """Further flags than those of `review.hold` with which this one gets its RT-STRUCT only once a person
     has released it; the others do not wait."""
+    senders: tuple[AeTitle, ...] = ()
+    """Calling AE titles; with any, it gets only what was made of series that one of them sent."""
     rt_struct: EditionChoice = EditionChoice()
 
 
@@ -337,6 +367,8 @@ class Config(_Section):
     inference: Inference = Inference()
     rt_struct: RtStruct = RtStruct()
     review: Review = Review()
+    routing: tuple[Rule, ...] = ()
+    """The first rule that a series meets decides; none at all: `model.package`, for all destinations."""
     destinations: tuple[Destination, ...]
     retry: Retry = Retry()
     retention: Retention = Retention()
@@ -362,6 +394,12 @@ class Config(_Section):
         source = self.series.query_source
         if source is not None and source not in names:
             problems.append(f"series.query_source: there is no destination {source!r}; known: {names}")
+        if RETURN_TO_SENDER in names:
+            problems.append(
+                f"destinations: none may be called {RETURN_TO_SENDER}: rules mean something by it"
+            )
+        peers = [peer.ae_title.strip() for peer in self.peers]
+        problems += routing.problems(self.routing, self.destinations, peers, self.listener.ae_titles)
         if problems:
             raise ValueError("; ".join(problems))
         return self
@@ -398,8 +436,10 @@ def _line_of(problem: Exception) -> str:
 
 
 def _where(location: tuple[int | str, ...]) -> str:
-    """`("peers", 0, "ae_title")` as `peers[0].ae_title`."""
+    """`("peers", 0, "ae_title")` as `peers[0].ae_title`, without the name of an alternative, `<...>`."""
     words = ""
     for part in location:
+        if isinstance(part, str) and part.startswith("<"):
+            continue
         words += f"[{part}]" if isinstance(part, int) else f".{part}" if words else part
     return words or "the whole file"

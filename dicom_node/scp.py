@@ -227,7 +227,7 @@ class StorageScp:
         hashed: Callable[[str], str],
         figures: ReceptionFigures,
     ) -> None:
-        self._own_title = config.listener.ae_title
+        self._own_titles = config.listener.ae_titles
         self._peers: Sequence[Peer] = config.peers
         self._reporters = Reporters(config.destinations)
         self._discards = frozenset(config.listener.discard_sop_classes)
@@ -254,7 +254,7 @@ class StorageScp:
 
     def admit(self, request: AssociationRequest) -> Refusal | None:
         """Refuse whom the configuration does not name (PS3.8 9.3.4)."""
-        if request.called_ae_title != self._own_title:
+        if request.called_ae_title not in self._own_titles:
             return guard.CALLED_AE_TITLE
         title, address = request.calling_ae_title, request.peer_address
         if self._sends(title, address) or self._reporters.of(title, address):
@@ -272,7 +272,7 @@ class StorageScp:
         if reports_for:
             acceptor.supported_contexts = [*acceptor.supported_contexts, storage_commitment.report_context()]
         self._association_ids[association] = self._registry.association_opened(
-            title, self._own_title, address
+            title, request.called_ae_title, address
         )
         self._reports_for[association] = reports_for
 

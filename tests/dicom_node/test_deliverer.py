@@ -21,7 +21,7 @@ from dicom_node.config import Config, Destination, Storage
 from dicom_node.database import open_engine, reading, transaction
 from dicom_node.deliverer import Deliverer
 from dicom_node.delivery_figures import read_figures
-from dicom_node.jobs import Kept, Model, Result
+from dicom_node.jobs import Kept, Model, Order, Result
 from dicom_node.schema import Delivery, Job, Series
 from dicom_node.stand_in_pacs import StandInPacs
 from dicom_node.states import DeliveryState, JobState
@@ -76,7 +76,8 @@ class Node:
                 last_instance_at=now,
             )
             jobs.begin(session, series, now, "the first slice came")
-            job = jobs.complete(session, series, {"kind": "query", "instances": 1}, "all here", MODEL, now)
+            evidence = {"kind": "query", "instances": 1}
+            (job,) = jobs.complete(session, series, evidence, "all here", [Order(MODEL)], now)
             jobs.start(session, job, now, "begun")
             names = [known.name for known in self.config.destinations]
             jobs.finish(session, job, result, names, now)

@@ -97,6 +97,19 @@ def test_every_offered_transfer_syntax_is_kept_as_it_was_sent(
     assert pydicom.dcmread(kept).file_meta.TransferSyntaxUID == syntax
 
 
+def test_the_listener_answers_to_each_of_its_titles_and_keeps_which_one_was_called(tmp_path: Path) -> None:
+    config = configuration(tmp_path / "node", more_ae_titles=("RESEARCH",))
+    with listening(config) as reception:
+        for called, is_let_in in ((CALLED, True), ("RESEARCH", True), ("research", False)):
+            ae = AE(ae_title=CALLING)
+            ae.add_requested_context(Verification)
+            association = ae.associate("127.0.0.1", reception.port, ae_title=called)
+            assert association.is_established is is_let_in
+            if is_let_in:
+                association.release()
+    assert rows(config, "SELECT called_ae_title FROM associations ORDER BY id") == [(CALLED,), ("RESEARCH",)]
+
+
 NEGOTIATION = """
 [[TransferSyntaxes]]
 [Compressed]

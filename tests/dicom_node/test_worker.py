@@ -18,6 +18,7 @@ from dicom_node import worker as worker_module
 from dicom_node.config import Config
 from dicom_node.database import reading, transaction
 from dicom_node.errors import PermanentError, TransientError
+from dicom_node.jobs import Model, Order
 from dicom_node.results import Results
 from dicom_node.schema import Delivery, Job, Series, WorkerStatus
 from dicom_node.states import DeliveryState, JobState, SeriesState
@@ -501,7 +502,7 @@ def test_a_job_of_another_model_gives_way_to_one_of_this(node: Node) -> None:
     with transaction(node.engine) as session:
         series = session.scalars(select(Series)).one()
         evidence = {"kind": "quiet", "instances": 24}
-        jobs.complete(session, series, evidence, "quiet", jobs.Model("old", "f" * 64), node.now)
+        jobs.complete(session, series, evidence, "quiet", [Order(Model("old", "f" * 64))], node.now)
     node.step(worker)
     node.step(worker)
     assert [job.state for job in node.jobs()] == [JobState.CANCELLED, JobState.READY]
