@@ -17,15 +17,14 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from pydicom.uid import SecondaryCaptureImageStorage
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 
-from dicom_node import contouring, networks, scu, storage_commitment
-from dicom_node.config import Config, Destination, read_config
+from dicom_node import contouring, networks, outputs
+from dicom_node.config import AnyDestination, Config, read_config
 from dicom_node.database import open_engine, reading
 from dicom_node.errors import AnatomyNodeError, ConfigurationError
 from dicom_node.metrics import BYTES_A_MIB
@@ -226,21 +225,12 @@ def _node_runs(config: Config) -> bool:
     return False
 
 
-def _destination(destination: Destination, config: Config) -> Finding:
+def _destination(destination: AnyDestination, config: Config) -> Finding:
     name = f"destination {destination.name}"
-    seen = f"{destination.ae_title} at {destination.host}:{destination.port}"
     try:
-        calling = destination.calling_ae_title or config.listener.ae_title
-        scu.echo(destination, calling)
-        if destination.preview:
-            scu.accepts(destination, calling, SecondaryCaptureImageStorage)
-        if destination.storage_commitment.enabled:
-            scu.accepts(destination, calling, storage_commitment.SOP_CLASS_UID)
+        return Finding(name, outputs.look(destination, config.listener.ae_title))
     except AnatomyNodeError as problem:
-        return Finding(name, seen, problem.reason, fatal=False)
-    takes = ", takes pictures" if destination.preview else ""
-    commits = ", offers storage commitment" if destination.storage_commitment.enabled else ""
-    return Finding(name, f"{seen} answers C-ECHO{takes}{commits}")
+        return Finding(name, "", problem.reason, fatal=False)
 
 
 def _print(findings: list[Finding]) -> None:

@@ -92,7 +92,7 @@ def read_folder(
 
 
 def no_ct(found: Found) -> SeriesRejectedError:
-    """What to raise where there is no slice: the code and words of what is nearest to a CT, and the counts."""
+    """What to raise where there is no slice: code and words of what is nearest to a CT, and the counts."""
     told = ", ".join(f"{count} {code}" for code, count in sorted(found.ignored.items())) or "it is empty"
     nearest = next((kind for kind in _NEAREST_TO_CT if kind in found.ignored), Refusal.NOT_CT)
     why = f"; {found.why_ignored[nearest]}" if nearest in found.why_ignored else ""

@@ -221,7 +221,7 @@ def _told(explanation: Explanation) -> Iterator[str]:
     sender = explanation.calling or "nobody in particular (--calling says who)"
     yield f"As if {sender} sent it to {explanation.called}:"
     if not explanation.is_let_in:
-        yield "  the association would be refused: the configuration does not let in this caller, or this title"
+        yield "  the association would be refused: this caller, or this called title, is not let in"
     for one in explanation.series:
         yield ""
         yield f"Series {one.series_instance_uid}, {one.slices} slices"

@@ -447,11 +447,17 @@ def deliver_again(session: Session, series: Series, in_words: str, at: float) ->
 
 
 def delivery_stored(
-    session: Session, delivery: Delivery, status: int, reason: str, at: float, asks_commitment: bool = False
+    session: Session,
+    delivery: Delivery,
+    status: int | None,
+    reason: str,
+    at: float,
+    asks_commitment: bool = False,
 ) -> None:
-    """The destination answered success, or a warning with which it stored the object (PS3.4 B.2.3).
+    """The destination has the object, perhaps with a warning (PS3.4 B.2.3).
 
     Args:
+        status: its answer; None where its kind gives none.
         asks_commitment: whether it is there only once the destination has committed itself to it.
     """
     delivery.stored_at = at

@@ -229,7 +229,7 @@ class StorageScp:
     ) -> None:
         self._own_titles = config.listener.ae_titles
         self._peers: Sequence[Peer] = config.peers
-        self._reporters = Reporters(config.destinations)
+        self._reporters = Reporters(config.dicom_destinations)
         self._discards = frozenset(config.listener.discard_sop_classes)
         self._spool = spool
         self._registry = registry

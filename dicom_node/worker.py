@@ -529,6 +529,6 @@ def _peer_counts(config: Config) -> PeerCounts | None:
     source = config.series.query_source
     if source is None:
         return None
-    destination = next(one for one in config.destinations if one.name == source)
+    destination = next(one for one in config.dicom_destinations if one.name == source)
     calling = destination.calling_ae_title or config.listener.ae_title
     return PeerCounts(lambda study, series: scu.count_instances(destination, calling, study, series))

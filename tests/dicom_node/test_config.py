@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 from types import UnionType
-from typing import Any, Union, get_args, get_origin
+from typing import Annotated, Any, Union, get_args, get_origin
 
 import pytest
 import yaml
@@ -20,6 +20,8 @@ from tests.tools import ROOT
 SMALLEST = {"peers": [], "destinations": []}
 SHIPPED = ROOT / "config.yaml"
 A_PEER = {"name": "a", "host": "h", "port": 1, "ae_title": "A"}
+A_WEB = {"name": "a", "kind": "dicomweb", "url": "https://pacs.example/dicom-web"}
+A_FOLDER = {"name": "a", "kind": "folder", "folder": "/srv/contours"}
 STATED_DEFAULT = re.compile(r"default: (\[[^\]]*\]|[^,;]+)")
 
 
@@ -110,6 +112,31 @@ def test_every_problem_is_named_at_once_with_its_path(tmp_path: Path) -> None:
             )
         ),
         ({"series": {"query_source": "pacs"}}, "the whole file"),
+        ({"destinations": [{"name": "a", "kind": "ftp"}]}, "destinations[0]"),
+        ({"destinations": [{**A_WEB, "user": "u", "token_file": "t"}]}, "destinations[0]"),
+        ({"destinations": [{**A_WEB, "url": "http://pacs/web", "user": "u"}]}, "destinations[0]"),
+        *(
+            ({"destinations": [{**A_WEB, key: value}]}, f"destinations[0].{key}")
+            for key, value in (
+                ("url", "pacs/web"),
+                ("url", "ftp://pacs/web"),
+                ("url", "https://user:secret@pacs/web"),
+                ("url", "https://pacs/web?x=1"),
+                ("host", "pacs"),
+                ("storage_commitment", {"enabled": True}),
+            )
+        ),
+        *(
+            ({"destinations": [{**A_FOLDER, key: value}]}, f"destinations[0].{key}")
+            for key, value in (
+                ("file_name", "{patient_id}.dcm"),
+                ("file_name", "rtstruct.dcm"),
+                ("file_name", "../{sop_instance_uid}.dcm"),
+                ("file_name", ".{sop_instance_uid}"),
+                ("file_name", "{sop_instance_uid"),
+                ("storage_commitment", {"enabled": True}),
+            )
+        ),
     ],
 )
 def test_a_bad_value_is_refused_at_its_path(tmp_path: Path, changes: dict[str, Any], where: str) -> None:
@@ -200,6 +227,8 @@ def section_of(annotation: Any) -> type[BaseModel] | None:
     """The section that a key holds: itself, optional, or in a list."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
+    if get_origin(annotation) is Annotated:
+        return section_of(get_args(annotation)[0])
     if get_origin(annotation) in (tuple, Union, UnionType):
         return next((section for section in map(section_of, get_args(annotation)) if section), None)
     return None

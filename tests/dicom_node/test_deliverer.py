@@ -25,7 +25,7 @@ from dicom_node.jobs import Kept, Model, Order, Result
 from dicom_node.schema import Delivery, Job, Series
 from dicom_node.stand_in_pacs import StandInPacs
 from dicom_node.states import DeliveryState, JobState
-from dicom_node.store_status import StoreKind
+from dicom_node.store_status import StoreKind, StoreOutcome
 from tests import fault_pacs
 from tests.fault_pacs import destination
 from tests.instances import data_set_bytes, write_instance
@@ -317,7 +317,7 @@ def test_a_delivery_that_is_cancelled_while_it_is_on_its_way_stays_cancelled_and
     def cancelled_meanwhile(target, calling, file):
         with transaction(sender.engine) as session:
             jobs.cancel(session, session.get_one(Job, 1), sender.clock())
-        yield scu.StoreOutcome(StoreKind.STORED, 0x0000, "stored")
+        yield StoreOutcome(StoreKind.STORED, 0x0000, "stored")
 
     Deliverer(sender.config, sender.engine, sender.clock, store=cancelled_meanwhile).step()
     delivery = sender.deliveries()["archive"]
