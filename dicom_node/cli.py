@@ -263,6 +263,24 @@ def check(config: ConfigPath = DEFAULT_CONFIG, as_json: AsJson = False) -> None:
 
 
 @app.command()
+def conformance(
+    config: ConfigPath = DEFAULT_CONFIG,
+    output: Annotated[
+        Path | None, typer.Option("--output", help="The Markdown file to write; without it, the terminal.")
+    ] = None,
+) -> None:
+    """Write the DICOM conformance statement (PS3.2) of this configuration."""
+    from dicom_node.config import read_config
+    from dicom_node.conformance import statement
+
+    text = statement(read_config(config))
+    if output is None:
+        typer.echo(text, nl=False)
+    else:
+        output.write_text(text, encoding="utf-8")
+
+
+@app.command()
 def backup(
     file: Annotated[Path, typer.Argument(help="Where the copy goes.", dir_okay=False)],
     config: ConfigPath = DEFAULT_CONFIG,

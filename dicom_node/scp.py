@@ -36,6 +36,7 @@ from dicom_node.intake import AssociationEnd, Intake, Outcome, Registry
 from dicom_node.reception_figures import ReceptionFigures
 from dicom_node.spool import OutOfSpaceError, Received, Spool, receive
 from dicom_node.transfer_syntaxes import COMPRESSED
+from dicom_node.uids import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
 
 pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
 """Values are checked here where they are used; a line in the log for each odd one would let peers fill it."""
@@ -382,6 +383,8 @@ def application_entity(config: Config) -> AE:
     """
     listener = config.listener
     ae = AE(ae_title=listener.ae_title)
+    ae.implementation_class_uid = IMPLEMENTATION_CLASS_UID
+    ae.implementation_version_name = IMPLEMENTATION_VERSION_NAME
     ae.maximum_pdu_size = listener.max_pdu_bytes
     # The guard counts; pynetdicom would count those that it is about to refuse as well.
     ae.maximum_associations = 1_000_000

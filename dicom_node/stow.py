@@ -40,7 +40,7 @@ REFERENCED, FAILED = "00081199", "00081198"
 SOP_INSTANCE_UID, WARNING_REASON, FAILURE_REASON = "00081155", "00081196", "00081197"
 
 _K = StoreKind
-_STATUSES: Mapping[range, tuple[StoreKind, str]] = {
+STATUSES: Mapping[range, tuple[StoreKind, str]] = {
     range(300, 400): (_K.REFUSED, "redirects, which is not followed: correct the destination's url"),
     range(400, 401): (_K.REFUSED, "finds the request malformed; its log names the cause"),
     range(401, 402): (
@@ -81,7 +81,7 @@ def of_status(status: int) -> tuple[StoreKind, str]:
     """What an HTTP status means for the object, where the answer's body says nothing of it."""
     if status in _STORED:
         return StoreKind.TRANSIENT, "did not say that it keeps this object; it is sent again"
-    known = next((outcome for statuses, outcome in _STATUSES.items() if status in statuses), None)
+    known = next((outcome for statuses, outcome in STATUSES.items() if status in statuses), None)
     return known or (StoreKind.TRANSIENT, "gave an answer of no known meaning; it is sent again")
 
 
