@@ -219,11 +219,11 @@ def _told_plainly(destination: WebDestination) -> Iterator[None]:
         yield
     except NameResolutionError as problem:
         raise _NoConnectionError(f"the host of {where} cannot be resolved to an address") from problem
+    except NewConnectionError as problem:
+        raise _NoConnectionError(f"{where} does not take connections") from problem
     except ConnectTimeoutError as problem:
         reason = f"{where} did not take the connection within {destination.connect_timeout_s:g} s"
         raise _NoConnectionError(reason) from problem
-    except NewConnectionError as problem:
-        raise _NoConnectionError(f"{where} does not take connections") from problem
     except SSLError as problem:
         raise _NoConnectionError(f"{where} and this node do not trust each other: {problem}") from problem
     except (HTTPError, OSError) as problem:

@@ -5,12 +5,7 @@ from __future__ import annotations
 import json
 import socket
 import ssl
-import threading
 import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -23,51 +18,10 @@ from dicom_node.store_status import StoreKind
 from tests import certificates
 from tests.instances import write_instance
 from tests.tools import ORTHANC_DICOMWEB, free_port, needs, running
+from tests.web_service import Answer, module
+from tests.web_service import serving as service
 
-UID = "2.25.77"
-
-
-@dataclass
-class Answer:
-    """What the server says next, and what it was asked."""
-
-    status: int = 200
-    body: bytes = b""
-    headers: dict[str, str] = field(default_factory=dict)
-    heard: list[tuple[str, dict[str, str], bytes]] = field(default_factory=list)
-
-
-@contextmanager
-def service(answer: Answer, tls: ssl.SSLContext | None = None) -> Iterator[int]:
-    """An HTTP server on loopback; its port."""
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-            answer.heard.append((self.path, dict(self.headers), body))
-            self.send_response(answer.status)
-            for name, value in answer.headers.items():
-                self.send_header(name, value)
-            self.send_header("Content-Length", str(len(answer.body)))
-            self.end_headers()
-            self.wfile.write(answer.body)
-
-        do_GET = do_POST
-
-        def log_message(self, *_: Any) -> None:
-            pass
-
-    server = HTTPServer(("127.0.0.1", 0), Handler)
-    if tls is not None:
-        server.socket = tls.wrap_socket(server.socket, server_side=True)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
-    thread.start()
-    try:
-        yield server.server_address[1]
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
+UID = "2.25.7"
 
 
 def destination(port: int, scheme: str = "http", **more: Any) -> WebDestination:
@@ -81,13 +35,6 @@ def file(tmp_path: Path) -> Path:
     return write_instance(tmp_path / "result.dcm", UID)
 
 
-def module(sequence: str, uid: str = UID, **numbers: int) -> bytes:
-    """A Store Instances Response Module with one item."""
-    item: dict[str, Any] = {"00081155": {"vr": "UI", "Value": [uid]}}
-    item |= {tag.removeprefix("t"): {"vr": "US", "Value": [number]} for tag, number in numbers.items()}
-    return json.dumps({sequence: {"vr": "SQ", "Value": [item]}}).encode()
-
-
 KEPT, FAILED = stow.REFERENCED, stow.FAILED
 
 
@@ -97,7 +44,7 @@ KEPT, FAILED = stow.REFERENCED, stow.FAILED
         (200, module(KEPT), StoreKind.STORED, None),
         (202, module(KEPT, t00081196=0xB000), StoreKind.WARNING, 0xB000),
         (200, b"[" + module(KEPT) + b"]", StoreKind.STORED, None),
-        (200, module(KEPT, uid="2.25.78"), StoreKind.TRANSIENT, None),
+        (200, module(KEPT, uid="2.25.8"), StoreKind.TRANSIENT, None),
         (200, b"<html>", StoreKind.TRANSIENT, None),
         (200, b"", StoreKind.TRANSIENT, None),
         (200, b"[" * 100_000, StoreKind.TRANSIENT, None),
@@ -223,7 +170,7 @@ def test_over_tls_the_service_must_show_a_certificate_that_the_ca_signed(file: P
     tls, other = certificates.make(tmp_path / "tls"), certificates.make(tmp_path / "other")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(tls.certificate, tls.key)
-    with service(Answer(200, module(KEPT)), context) as port:
+    with service(Answer(200, module(KEPT)), tls=context) as port:
         url = f"https://localhost:{port}/dicom-web"
         trusted = stow.store(destination(port, url=url, ca=tls.ca), file)
         strange = stow.store(destination(port, url=url, ca=other.ca), file)
