@@ -36,7 +36,7 @@ from dicom_node.intake import AssociationEnd, Intake, Outcome, Registry
 from dicom_node.reception_figures import ReceptionFigures
 from dicom_node.spool import OutOfSpaceError, Received, Spool, receive
 from dicom_node.transfer_syntaxes import COMPRESSED
-from dicom_node.uids import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
+from dicom_node.uids import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME, is_derived
 
 pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
 """Values are checked here where they are used; a line in the log for each odd one would let peers fill it."""
@@ -333,6 +333,9 @@ class StorageScp:
         if sop_class_uid in self._discards:
             self._registry.discarded(sop_class_uid, len(data))
             self._figures.instance_discarded()
+            if is_derived(str(request.AffectedSOPInstanceUID)):
+                self._figures.own_result_returned()
+                self._log.info("own_result_returned", association=self._association_ids[event.assoc])
             return StoreStatus.SUCCESS
         transfer_syntax_uid = str(event.context.transfer_syntax)
         header = read_header(data, transfer_syntax_uid)

@@ -13,8 +13,9 @@ import yaml
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
-from dicom_node.config import Config, Peer, read_config
+from dicom_node.config import Config, Destination, FolderDestination, Peer, WebDestination, read_config
 from dicom_node.errors import ConfigurationError
+from dicom_node.routing import Conditions, ResultChoice, Rule
 from tests.tools import ROOT
 
 SMALLEST = {"peers": [], "destinations": []}
@@ -209,6 +210,14 @@ def test_the_shipped_file_states_the_true_default_of_every_key() -> None:
         else:
             assert said is not None, f"{path} states no default"
             assert yaml.safe_load(said.group(1).rstrip(". ")) == plain(default), path
+
+
+@pytest.mark.parametrize("section", [Rule, ResultChoice, Conditions, WebDestination, FolderDestination])
+def test_the_page_on_routing_names_every_key_that_the_shipped_file_does_not(section: type[BaseModel]) -> None:
+    page = (ROOT / "docs" / "ROUTING.md").read_text()
+    rows = set(re.findall(r"^\| `([a-z_]+)` \|", page, re.MULTILINE))
+
+    assert set(section.model_fields) - set(Destination.model_fields) - rows == set()
 
 
 def keys(model: type[BaseModel], above: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:

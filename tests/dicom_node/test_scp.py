@@ -40,6 +40,7 @@ from dicom_node.database import open_engine
 from dicom_node.errors import ConfigurationError
 from dicom_node.listener import Listener
 from dicom_node.scp import LOSSLESS, NotTakenError, read_header
+from dicom_node.uids import derive_uid
 from tests.dicom_node.reception_rig import (
     CALLED,
     CALLING,
@@ -306,6 +307,20 @@ def test_a_class_to_be_thrown_away_is_accepted_counted_and_not_kept(
         assert association.send_c_store(ds).Status == 0x0000
     assert spooled(config) == []
     assert rows(config, "SELECT instances FROM discarded") == [(1,), (1,)]
+
+
+def test_a_result_of_our_own_that_comes_back_starts_nothing_and_is_counted(
+    config: Config, reception: Listener
+) -> None:
+    ds = ct_slice()
+    ds.SOPClassUID = ds.file_meta.MediaStorageSOPClassUID = SecondaryCaptureImageStorage
+    with associated(reception.port, SecondaryCaptureImageStorage) as association:
+        for uid in (derive_uid("SOP Instance", "ours"), "2.25.7"):
+            ds.SOPInstanceUID = ds.file_meta.MediaStorageSOPInstanceUID = uid
+            assert association.send_c_store(ds).Status == 0x0000
+    counted = reception.figures.snapshot()
+    assert (counted.instances_discarded, counted.own_results_returned) == (2, 1)
+    assert rows(config, "SELECT id FROM series") == []
 
 
 @pytest.mark.parametrize("uid", [CTImageStorage, Verification])
