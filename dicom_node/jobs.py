@@ -607,6 +607,18 @@ def jobs_of_revision(session: Session, series: Series) -> list[Job]:
     return list(session.scalars(of_revision.order_by(Job.id.desc())))
 
 
+def is_followed(session: Session, job: Job) -> bool:
+    """Whether another result of the same revision by the same model waits for the worker."""
+    others = select(Job.id).where(
+        Job.series_id == job.series_id,
+        Job.revision == job.revision,
+        Job.model_sha256 == job.model_sha256,
+        Job.state == JobState.QUEUED,
+        Job.id != job.id,
+    )
+    return session.scalars(others.limit(1)).first() is not None
+
+
 def instances_of(session: Session, series: Series) -> int:
     """How many different instances of the series are here."""
     counted = select(func.count()).select_from(Instance).where(Instance.series_id == series.id)

@@ -26,6 +26,7 @@ from dicom_node.committer import Committer
 from dicom_node.companion_sender import CompanionSender
 from dicom_node.config import Config
 from dicom_node.contouring import Contoured, ForwardPassError
+from dicom_node.ct_series import CtSeries
 from dicom_node.database import ChangeWatch, reading, transaction
 from dicom_node.decoding import Begun, Decoder, Spooled
 from dicom_node.deliverer import Deliverer
@@ -42,6 +43,7 @@ from dicom_node.schema import Job, Series
 from dicom_node.siblings import Wait, Yield
 from dicom_node.states import JobState, SeriesState
 from dicom_node.worker_figures import Heartbeat, WorkerFigures
+from inference.segmentation import Segmentation
 from inference.segmenter import Segmenter
 from models.card import ModelPackage
 
@@ -66,6 +68,7 @@ class Run:
         predecessors: what each destination has of it.
         template: which of the network's editions are to be made.
         addressees: for which destinations.
+        is_followed: whether another result of the same series and network waits.
     """
 
     job_id: int
@@ -78,6 +81,21 @@ class Run:
     network: Network
     template: str
     addressees: tuple[str, ...]
+    is_followed: bool
+
+    @property
+    def made_of(self) -> tuple[str, tuple[Spooled, ...]]:
+        """What the segmentation follows from."""
+        return self.network.model.sha256, self.instances
+
+
+@dataclass(frozen=True)
+class Found:
+    """What the network found, for the next result of the same series."""
+
+    made_of: tuple[str, tuple[Spooled, ...]]
+    series: CtSeries
+    segmentation: Segmentation
 
 
 @dataclass(frozen=True)
@@ -131,6 +149,8 @@ class Worker:
         self._retention = Retention(config, engine, clock)
         self._contouring = ThreadPoolExecutor(1, thread_name_prefix="contour")
         self._under_way: UnderWay | None = None
+        self._found: Found | None = None
+        """The contouring thread's own."""
         self._figures = WorkerFigures(clock())
         default = self._networks.default
         described = default.package.description
@@ -358,6 +378,7 @@ class Worker:
             network=network,
             template=job.template,
             addressees=self._addressees(job),
+            is_followed=jobs.is_followed(session, job),
         )
 
     def _addressees(self, job: Job) -> tuple[str, ...]:
@@ -396,24 +417,39 @@ class Worker:
 
     def _contoured(self, run: Run, begun: Begun) -> Result:
         watch = contouring.Stopwatch()
-        with watch.stage("decode"):
-            series = self._decoder.whole(begun, run.instances).build(self._config.series.min_slices)
+        series, segmentation = self._segmented(run, begun, watch)
         created_at = datetime.fromtimestamp(run.created_at, UTC)
         editions = run.network.editions[run.template].of_job(
             created_at, run.predecessor_sop_instance_uid, run.predecessors, run.addressees
         )
-        segmenter = self._networks.segmenter(run.network)
-        try:
-            done = contouring.contour(series, segmenter, *(options for options, _ in editions))
-        except ForwardPassError:
-            self._networks.keep_only(run.network)
-            raise
+        done = contouring.draw(series, segmentation, *(options for options, _ in editions))
         seconds = {stage: round(value, 4) for stage, value in {**watch.seconds, **done.seconds}.items()}
         done = replace(done, report={**done.report, "seconds": seconds}, seconds=seconds)
         why = review.why_to_hold(series, done.segmentation, self._config.review.hold)
         holds = review.holds(series, done.segmentation, self._config)
         held = {name: why for name, why in holds.items() if name in run.addressees}
         return replace(self._kept(done, [names for _, names in editions]), hold=why, holds=held)
+
+    def _segmented(
+        self, run: Run, begun: Begun, watch: contouring.Stopwatch
+    ) -> tuple[CtSeries, Segmentation]:
+        """The volume and what the network finds in it, unless the run before has just found the same."""
+        found, self._found = self._found, None
+        if found is None or found.made_of != run.made_of:
+            with watch.stage("decode"):
+                series = self._decoder.whole(begun, run.instances).build(self._config.series.min_slices)
+            found = Found(run.made_of, series, self._find(series, run.network))
+        if run.is_followed:
+            self._found = replace(found, segmentation=replace(found.segmentation, seconds={}))
+        return found.series, found.segmentation
+
+    def _find(self, series: CtSeries, network: Network) -> Segmentation:
+        segmenter = self._networks.segmenter(network)
+        try:
+            return contouring.segment(series, segmenter)
+        except ForwardPassError:
+            self._networks.keep_only(network)
+            raise
 
     def _kept(self, contoured: Contoured, destinations: list[tuple[str, ...]]) -> Result:
         """The result after its bytes are fsynced; the same bytes have the same name.

@@ -85,6 +85,9 @@ def test_two_results_are_two_jobs_with_objects_of_their_own_each_for_its_destina
     names = {name: one.StructureSetROISequence[0].ROIName for name, one in objects.items()}
     assert names == {"pacs": "Stem_A", "tps": "Stem_B"}
     assert objects["pacs"].SOPInstanceUID != objects["tps"].SOPInstanceUID
+    assert node.segmenters[0].runs == 1, "two results by one network need its forward pass once"
+    stages = [(job.report or {})["seconds"].keys() for job in node.jobs()]
+    assert ["forward" in one for one in stages] == [True, False]
 
 
 def test_a_series_that_a_rule_ignores_ends_so_with_its_words_and_without_the_descriptions(

@@ -293,14 +293,14 @@ def test_late_slices_during_the_run_drop_its_outcome_and_all_are_contoured(
     worker = node.worker()
     node.receive(which=range(20))
     node.now += 2.0
-    contour = worker_module.contouring.contour
+    segment = worker_module.contouring.segment
 
     def meanwhile(*arguments: Any) -> Any:
         monkeypatch.undo()
         node.receive(which=range(20, 24))
-        return contour(*arguments)
+        return segment(*arguments)
 
-    monkeypatch.setattr(worker_module.contouring, "contour", meanwhile)
+    monkeypatch.setattr(worker_module.contouring, "segment", meanwhile)
     node.step(worker)
     assert (node.job().state, node.series().state) == (JobState.QUEUED, SeriesState.RECEIVING)
     assert node.deliveries() == []
@@ -324,13 +324,13 @@ class Gate:
 
 @pytest.fixture
 def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
-    gate, contour = Gate(), worker_module.contouring.contour
+    gate, segment = Gate(), worker_module.contouring.segment
 
     def held_up(*arguments: Any) -> Any:
         gate.wait()
-        return contour(*arguments)
+        return segment(*arguments)
 
-    monkeypatch.setattr(worker_module.contouring, "contour", held_up)
+    monkeypatch.setattr(worker_module.contouring, "segment", held_up)
     yield gate
     gate.opened.set()
 
