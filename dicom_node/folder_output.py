@@ -46,7 +46,10 @@ def store(destination: FolderDestination, file: Path) -> StoreOutcome:
     """
     data = file.read_bytes()
     try:
-        path = destination.folder / _name(destination, file)
+        name = _name(destination, file)
+        if Path(name).name != name:
+            return StoreOutcome(StoreKind.REFUSED, None, "what the object says of itself makes no file name")
+        path = destination.folder / name
         if path.exists():
             return _there_already(path, data)
         _write(destination, path, data)

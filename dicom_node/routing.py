@@ -264,11 +264,16 @@ def problems(
         called_ae_titles: of the listener.
     """
     yield from _unreachable(rules, calling_ae_titles, called_ae_titles)
-    known = [destination.name for destination in destinations]
+    for index, destination in enumerate(destinations):
+        for title in destination.senders:
+            if title.strip() not in calling_ae_titles:
+                known = ", ".join(calling_ae_titles) or "none"
+                yield f"destinations[{index}].senders: no peer has the AE title {title!r}; known: {known}"
+    known_names = ", ".join(destination.name for destination in destinations)
     for path, choice in choices(rules):
         for name in choice.destinations or ():
-            if name != RETURN_TO_SENDER and name not in known:
-                yield f"{path}.destinations: there is no destination {name!r}; known: {', '.join(known)}"
+            if name not in {RETURN_TO_SENDER, *(destination.name for destination in destinations)}:
+                yield f"{path}.destinations: there is no destination {name!r}; known: {known_names}"
     for index, rule in enumerate(rules):
         made = [(choice.model, choice.template) for choice in rule.results]
         if len(set(made)) < len(made):
@@ -331,13 +336,14 @@ def _addressed(
 ) -> Iterator[str]:
     """Who gets a result: those that are named, or all; one with senders only where one of them sent it."""
     for destination in destinations:
-        is_return = bool(destination.senders)
+        own_senders = {title.strip() for title in destination.senders}
+        is_return = bool(own_senders)
         is_named = (
             choice.destinations is None
             or destination.name in choice.destinations
             or (is_return and RETURN_TO_SENDER in choice.destinations)
         )
-        if is_named and (not is_return or not set(destination.senders).isdisjoint(senders)):
+        if is_named and (not is_return or not own_senders.isdisjoint(senders)):
             yield destination.name
 
 

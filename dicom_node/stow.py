@@ -155,18 +155,17 @@ def _ask(
         _told_plainly(destination),
         urllib3.PoolManager(ssl_context=_tls(destination), timeout=wait, retries=False) as pool,
     ):
-        until = time.monotonic() + destination.response_timeout_s
         answer = pool.request(
             method, destination.url + path, body=body, headers=asked, redirect=False, preload_content=False
         )
         try:
-            return answer.status, _limited(answer, until)
+            return answer.status, _limited(answer, time.monotonic() + destination.response_timeout_s)
         finally:
             answer.close()
 
 
 def _limited(answer: urllib3.BaseHTTPResponse, until: float) -> bytes:
-    """The body; what drips, or never ends, is not waited for."""
+    """The body; what drips, or never ends, is not waited for beyond `until` (of `time.monotonic`)."""
     read = bytearray()
     for piece in answer.stream(1 << 16):
         read += piece

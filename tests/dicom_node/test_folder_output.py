@@ -123,6 +123,14 @@ def test_a_share_that_cannot_fsync_a_folder_is_written_all_the_same(
     assert folder_output.store(destination(out), file).kind is StoreKind.STORED
 
 
+def test_nothing_in_an_object_leads_out_of_the_folder(out: Path, tmp_path: Path) -> None:
+    hostile = write_instance(tmp_path / "hostile.dcm", "2.25.1", series_instance_uid="../../../escaped")
+    pattern = "{series_instance_uid}-{sop_instance_uid}"
+
+    assert folder_output.store(destination(out, file_name=pattern), hostile).kind is StoreKind.REFUSED
+    assert list(out.iterdir()) == []
+
+
 def test_a_folder_that_is_not_there_is_not_made(file: Path, tmp_path: Path) -> None:
     away = tmp_path / "not mounted"
 

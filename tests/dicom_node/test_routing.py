@@ -207,6 +207,13 @@ def test_rules_that_cannot_be_meant_are_problems_that_name_their_path(
     assert words in str(refused.value)
 
 
+def test_a_way_back_to_somebody_who_is_not_let_in_is_a_problem() -> None:
+    known = [destination("pacs"), destination("console", senders=["CT9"])]
+
+    with pytest.raises(ValidationError, match=r"destinations\[1\]\.senders: no peer has the AE title 'CT9'"):
+        config(destinations=known)
+
+
 @pytest.mark.parametrize(
     "rule",
     [
