@@ -6,7 +6,7 @@ EXTRAS ?= cpu,test
 comma := ,
 INSTALLED := $(VENV)/.installed-$(subst $(comma),-,$(EXTRAS))
 
-.PHONY: install install-locked lock demo test bench chaos clean
+.PHONY: install install-locked lock bundle demo test bench chaos clean
 
 $(INSTALLED): setup.cfg pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -17,18 +17,26 @@ $(INSTALLED): setup.cfg pyproject.toml
 install: $(INSTALLED)
 
 # What a hospital runs: EXTRAS is cpu or gpu, every package in the version and with the hash that locks/ names.
+# A lock is whole, so nothing is resolved (--no-deps); locks/overrides.txt says what is left out of it, and why.
 install-locked:
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/pip install --quiet --require-hashes -r locks/$(EXTRAS).txt
+	$(VENV)/bin/pip install --quiet --require-hashes -r locks/pip.txt
+	$(VENV)/bin/pip install --quiet --require-hashes --no-deps -r locks/$(EXTRAS).txt
 	$(VENV)/bin/pip install --quiet --no-deps --no-build-isolation -e .
 
 # Newer versions, to be tested before they are committed.
+UV_COMPILE := UV_CUSTOM_COMPILE_COMMAND="make lock" build/lock/bin/uv pip compile --quiet --upgrade --python-version 3.11 \
+    --generate-hashes --no-emit-index-url --no-emit-find-links
 lock:
 	$(PYTHON) -m venv build/lock
-	build/lock/bin/pip install --quiet pip-tools
-	for extra in cpu gpu; do CUSTOM_COMPILE_COMMAND="make lock" build/lock/bin/pip-compile --quiet --upgrade --extra $$extra \
-	    --all-build-deps --allow-unsafe --strip-extras --generate-hashes --no-emit-index-url --no-emit-trusted-host \
-	    --no-emit-find-links --output-file locks/$$extra.txt setup.cfg || exit 1; done
+	build/lock/bin/pip install --quiet uv
+	for extra in cpu gpu; do $(UV_COMPILE) setup.cfg locks/server.in --extra $$extra --override locks/overrides.txt \
+	    --output-file locks/$$extra.txt || exit 1; done
+	echo pip | $(UV_COMPILE) - --output-file locks/pip.txt
+
+# What is carried to a machine without internet (docs/INSTALL.md): dist/anatomynode-VERSION-EXTRA-*.tar.gz.
+bundle:
+	packaging/build-bundle.sh --extra $(if $(filter gpu,$(EXTRAS)),gpu,cpu)
 
 test: install
 	$(VENV)/bin/ruff check .

@@ -23,7 +23,7 @@ from rich.table import Table
 from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 
-from dicom_node import contouring, networks, outputs
+from dicom_node import contouring, migrate, networks, outputs
 from dicom_node.config import AnyDestination, Config, read_config
 from dicom_node.database import open_engine, reading
 from dicom_node.errors import AnatomyNodeError, ConfigurationError
@@ -122,8 +122,16 @@ def _database(config: Config) -> Finding:
         return Finding("database", str(path), f"{path} cannot be read: {type(problem).__name__}")
     finally:
         engine.dispose()
-    sound = answer == "ok"
-    return Finding("database", f"{path} is sound", None if sound else f"{path} is damaged: restore a backup")
+    if answer != "ok":
+        return Finding("database", str(path), f"{path} is damaged: restore a backup")
+    found = migrate.revision(path)
+    try:
+        migrate.refuse_newer(path, found)
+    except ConfigurationError as problem:
+        return Finding("database", str(path), problem.reason)
+    if found == migrate.newest():
+        return Finding("database", f"{path} is sound")
+    return Finding("database", f"{path} is sound; the start brings schema {found} to {migrate.newest()}")
 
 
 def _model(config: Config) -> Iterator[Finding]:

@@ -54,7 +54,12 @@ models_app = typer.Typer(
 app.add_typer(jobs_app, name="jobs")
 app.add_typer(models_app, name="models")
 
-ConfigPath = Annotated[Path, typer.Option("--config", help="The configuration file.", show_default=True)]
+CONFIG_VARIABLE = "ANATOMYNODE_CONFIG"
+"""Names the configuration where no option does; the installed command sets it."""
+ConfigPath = Annotated[
+    Path,
+    typer.Option("--config", help="The configuration file.", show_default=True, envvar=CONFIG_VARIABLE),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 JobsConfigPath = Annotated[
     Path | None,
@@ -291,6 +296,30 @@ def backup(
 
     size_bytes = copy_database(read_config(config).storage.database, file)
     typer.echo(f"{file}: {size_bytes / 1e6:.1f} MB; docs/OPERATIONS.md says how to restore it")
+
+
+@app.command()
+def schema(
+    config: ConfigPath = DEFAULT_CONFIG,
+    program: Annotated[
+        bool, typer.Option("--program", help="Only the schema that this program makes, for scripts.")
+    ] = False,
+    back_to: Annotated[
+        str | None,
+        typer.Option("--back-to", help="Take the database back to an earlier one; the node must not run."),
+    ] = None,
+) -> None:
+    """Tell the schema of the database, or take it back before an earlier program is installed."""
+    from dicom_node import migrate
+
+    if program:
+        typer.echo(migrate.newest())
+        return
+    with _database(config) as engine:
+        path = Path(str(engine.url.database))
+        if back_to is not None:
+            migrate.take_back(path, back_to)
+        typer.echo(f"database {migrate.revision(path)}, program {migrate.newest()}")
 
 
 @app.command()

@@ -14,7 +14,7 @@ from random import Random
 
 from sqlalchemy import Engine, select
 
-from dicom_node import companions, logs, outputs
+from dicom_node import companions, logs, outputs, timings
 from dicom_node.config import AnyDestination, Config
 from dicom_node.database import reading, transaction
 from dicom_node.deliverer import DELIVERED, Store
@@ -189,6 +189,7 @@ class _Lane:
         """Keep what became of an attempt, unless a person or another result was quicker; one transaction."""
         with transaction(self._engine) as session:
             companion, now = session.get_one(Companion, companion_id), self._clock()
+            timings.answered(session, self.name, outcome.kind, outcome.status, now)
             is_another = files is not None and companion.files != files
             if companion.state is not DeliveryState.PENDING or is_another:
                 return

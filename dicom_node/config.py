@@ -56,6 +56,7 @@ Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Uid = Annotated[str, Field(max_length=64, pattern=r"^(0|[1-9][0-9]*)(\.(0|[1-9][0-9]*))+$")]
 
 SECRET_VARIABLE = "ANATOMYNODE_HASH_KEY"  # noqa: S105 (the name of the variable, not the secret)
+PAGE_TOKEN_VARIABLE = "ANATOMYNODE_PAGE_TOKEN"  # noqa: S105
 
 
 def _are_networks(addresses: tuple[str, ...]) -> tuple[str, ...]:
@@ -71,6 +72,14 @@ def is_within(address: str, networks: tuple[str, ...]) -> bool:
     """Whether an IP address, an IPv4 one perhaps as IPv6 writes it, lies in one of the networks."""
     ip = ipaddress.ip_address(address.removeprefix("::ffff:"))
     return any(ip in ipaddress.ip_network(network, strict=False) for network in networks)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host name or an IP address, in brackets or not, is that of this machine alone."""
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host.lower() == "localhost"
 
 
 class _Section(BaseModel):
@@ -462,11 +471,43 @@ class Retention(_Section):
         return self
 
 
+class Page(_Section):
+    """The page to look at: jobs, their timelines and their contours on the CT; it changes nothing."""
+
+    enabled: bool | None = None
+    """None: where `http.host` is loopback."""
+    token: Annotated[str, Field(min_length=16)] | None = Field(default=None, repr=False)
+    """Asked for as the password; better given by the environment variable ANATOMYNODE_PAGE_TOKEN."""
+    behind_proxy: bool = False
+    """Whether a reverse proxy stands in front that lets in only whom it knows."""
+
+
 class Http(_Section):
-    """`/metrics`, `/healthz` and `/readyz`."""
+    """`/metrics`, `/healthz` and `/readyz`, and the page."""
 
     host: str = "127.0.0.1"
     port: Port = 9104
+    page: Page = Page()
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether only this machine can call."""
+        return is_loopback(self.host)
+
+    @property
+    def shows_page(self) -> bool:
+        """Whether the page is served."""
+        return self.is_loopback if self.page.enabled is None else self.page.enabled
+
+    @model_validator(mode="after")
+    def _page_is_guarded(self) -> Http:
+        page = self.page
+        if page.enabled and not self.is_loopback and page.token is None and not page.behind_proxy:
+            raise ValueError(
+                f"page.enabled is true and host is {self.host}: set page.token (or {PAGE_TOKEN_VARIABLE}), "
+                "or say page.behind_proxy: true where a reverse proxy asks who comes"
+            )
+        return self
 
 
 class Logging(_Section):
@@ -547,12 +588,20 @@ def read_config(path: Path) -> Config:
         raise ConfigurationError((f"{path}: must hold keys and values, such as `peers:`",))
     if os.environ.get(SECRET_VARIABLE):
         raw["hash_key"] = os.environ[SECRET_VARIABLE]
+    _put_page_token(raw)
     try:
         return Config.model_validate(raw)
     except ValidationError as problem:
         raise ConfigurationError(
             tuple(f"{path}: {_where(error['loc'])}: {error['msg']}" for error in problem.errors())
         ) from problem
+
+
+def _put_page_token(raw: dict[str, Any]) -> None:
+    """The environment's token in its place; what is no section there, the models complain of."""
+    token, http = os.environ.get(PAGE_TOKEN_VARIABLE), raw.setdefault("http", {})
+    if token and isinstance(http, dict) and isinstance(http.setdefault("page", {}), dict):
+        http["page"]["token"] = token
 
 
 def _line_of(problem: Exception) -> str:

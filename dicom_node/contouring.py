@@ -32,7 +32,12 @@ from dicom_node.errors import (
 from dicom_node.preview import preview_of
 from dicom_node.rt_struct import IncompleteError, RtStruct, RtStructOptions
 from dicom_node.rt_struct_check import RtStructCheckError
-from inference.errors import DeviceUnavailableError, InferenceFailedError, OutsideModelError
+from inference.errors import (
+    DeviceMemoryError,
+    DeviceUnavailableError,
+    InferenceFailedError,
+    OutsideModelError,
+)
 from inference.flags import LEFT_OUT, NOT_FOUND
 from inference.segmentation import Segmentation
 from inference.segmenter import Segmenter
@@ -49,10 +54,18 @@ BY_UMASK = 0o666
 
 
 class ForwardPassError(TransientError):
-    """The network did not run through, mostly for want of the GPU's memory, which others may free again."""
+    """The network did not run through, mostly for want of the GPU's memory, which others may free again.
+
+    Attributes:
+        code: the same as a bounded word, for metrics.
+    """
 
     BEGINNING = "the network did not run through"
     """How each such reason begins, so that they can be counted."""
+
+    def __init__(self, problem: InferenceFailedError) -> None:
+        super().__init__(f"{self.BEGINNING}: {problem.reason}")
+        self.code = "device_memory" if isinstance(problem, DeviceMemoryError) else "forward_pass"
 
 
 @dataclass(frozen=True)
@@ -111,7 +124,7 @@ def segment(series: CtSeries, segmenter: Segmenter) -> Segmentation:
     except OutsideModelError as problem:
         raise SeriesRejectedError(problem.code, problem.reason) from problem
     except InferenceFailedError as problem:
-        raise ForwardPassError(f"{ForwardPassError.BEGINNING}: {problem.reason}") from problem
+        raise ForwardPassError(problem) from problem
 
 
 def draw(

@@ -56,14 +56,19 @@ def listen(config_path: Path) -> None:
     Raises:
         ConfigurationError: something is wrong with the configuration or the machine.
     """
+    from dicom_node.http_port import HttpPort
     from dicom_node.listener import Listener  # keeps pynetdicom out of the supervisor
+    from dicom_node.page import Page
 
     notifier = Notifier()
     with _alone(config_path, "listen") as (config, stop), _database(config) as engine:
         listener = Listener(config, engine)
         figures = metrics.exposition(metrics.NodeCollector(engine, config, listener.figures))
-        status = http_status.HttpStatus(
-            config.http, figures, lambda: http_status.readiness(engine, config, lambda: listener.is_listening)
+        status = HttpPort(
+            config.http,
+            figures,
+            lambda: http_status.readiness(engine, config, lambda: listener.is_listening),
+            Page(engine, config) if config.http.shows_page else None,
         )
         listener.start()
         status.start()

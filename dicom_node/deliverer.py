@@ -18,7 +18,7 @@ from random import Random
 from sqlalchemy import Engine, select, update
 from sqlalchemy.orm import Session
 
-from dicom_node import jobs, logs, outputs
+from dicom_node import jobs, logs, outputs, timings
 from dicom_node.config import AnyDestination, Config
 from dicom_node.database import reading, transaction
 from dicom_node.errors import PermanentError
@@ -213,6 +213,7 @@ class _Lane:
     def _record(self, session: Session, due: Due, outcome: StoreOutcome, traceback: str | None) -> None:
         """Keep what became of an attempt; one transaction."""
         now = self._clock()
+        timings.answered(session, self.name, outcome.kind, outcome.status, now)
         delivery = session.get_one(Delivery, due.delivery_id)
         if delivery.state is not DeliveryState.PENDING:  # a person was quicker
             delivery.reason = f"{delivery.reason}; meanwhile it was on its way: {outcome.reason}"

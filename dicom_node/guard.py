@@ -164,6 +164,9 @@ class GuardedServer(ThreadedAssociationServer):  # type: ignore[misc]
 
     pynetdicom does the TLS handshake there, so that one silent peer stops everybody; here a
     connection's own thread does it.
+
+    Attributes:
+        came_around_at: monotonic seconds at which the accept loop last came around.
     """
 
     daemon_threads = True
@@ -190,12 +193,18 @@ class GuardedServer(ThreadedAssociationServer):  # type: ignore[misc]
         )
         self._strangers = Places(STRANGERS, STRANGERS_PER_ADDRESS)
         self._sockets: set[socket.socket] = set()
+        self.came_around_at = time.monotonic()
         super().__init__(*arguments, request_handler=_Connection, **keywords)
 
     def _bind_defaults(self) -> None:
         """Bind pynetdicom's default answers, but not its per-PDU logging, which prints data sets."""
         for event in evt._INTERVENTION_EVENTS:
             self.bind(event, evt.get_default_handler(event))
+
+    def service_actions(self) -> None:
+        """What socketserver calls each time the accept loop comes around."""
+        super().service_actions()
+        self.came_around_at = time.monotonic()
 
     def get_request(self) -> tuple[socket.socket, Any]:
         """Accept a connection, without the TLS handshake."""

@@ -12,9 +12,10 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import ColumnElement, and_, func, select
+from sqlalchemy import ColumnElement, and_, func, or_, select
 from sqlalchemy.orm import Session
 
+from dicom_node import timings
 from dicom_node.errors import PermanentError
 from dicom_node.schema import Companion, Delivery, Instance, Job, Series, Transition
 from dicom_node.states import (
@@ -214,10 +215,7 @@ def reopen_if_late(session: Session, series: Series, at: float) -> bool:
     of it. From READY on, and after any end, the late slices make a new revision; of several jobs one that
     has come so far is enough.
     """
-    if series.state is not SeriesState.COMPLETE or series.evidence is None:
-        return False
-    known = 0 if series.results_removed_at is not None else series.evidence["instances"]
-    late = instances_of(session, series) - known
+    late = late_slices(session, series)
     if late <= 0:
         return False
     series.results_removed_at = None
@@ -319,6 +317,7 @@ def finish(session: Session, job: Job, result: Result, destinations: Iterable[st
     job.sop_instance_uid, job.report = first.sop_instance_uid, dict(result.report)
     held = "".join(f"; held for {destination}: {why}" for destination, why in result.holds.items())
     move(session, job, JobState.READY, at, f"{result.in_words}{held}")
+    timings.ready(session, job, at)
     known = {delivery.destination: delivery for delivery in deliveries_of(session, job)}
     for destination in destinations:
         if destination not in known:
@@ -397,9 +396,11 @@ def _assign(delivery: Delivery, edition: Kept | str) -> None:
     delivery.sop_instance_uid = None if kept is None else kept.sop_instance_uid
 
 
-def postpone(session: Session, job: Job, reason: str, not_before: float, at: float) -> None:
+def postpone(
+    session: Session, job: Job, reason: str, not_before: float, at: float, code: str = "transient"
+) -> None:
     """A transient failure: the job waits in the queue until `not_before`."""
-    move(session, job, JobState.QUEUED, at, reason, "transient")
+    move(session, job, JobState.QUEUED, at, reason, code)
     job.not_before = not_before
 
 
@@ -462,6 +463,7 @@ def delivery_stored(
     """
     delivery.stored_at = at
     delivery.commitment_due_at = at if asks_commitment else None
+    timings.stored(session, delivery, at)
     _answered(session, delivery, DeliveryState.STORED, status, reason, at)
 
 
@@ -494,6 +496,15 @@ def delivery_postponed(
 def awaits_commitment(delivery: Delivery) -> bool:
     """Whether the destination has stored it, and is to commit itself to it before it counts as there."""
     return delivery.state is DeliveryState.STORED and delivery.commitment_due_at is not None
+
+
+def is_open() -> ColumnElement[bool]:
+    """Of deliveries: those that have not come to their end, as a condition of a query.
+
+    A job can have ended before all of them have: one that is refused fails it, while the others go on.
+    """
+    awaits = and_(Delivery.state == DeliveryState.STORED, Delivery.commitment_due_at.is_not(None))
+    return or_(Delivery.state.in_(list(DELIVERY_WAITS)), awaits)
 
 
 def stop_awaiting(session: Session, delivery: Delivery, reason: str, at: float) -> None:
@@ -599,6 +610,14 @@ def cancel(session: Session, job: Job, at: float) -> None:
 
 
 # --- questions ---------------------------------------------------------------------------------
+
+
+def late_slices(session: Session, series: Series) -> int:
+    """How many slices came after the series was taken for complete; 0 where it is not."""
+    if series.state is not SeriesState.COMPLETE or series.evidence is None:
+        return 0
+    known = 0 if series.results_removed_at is not None else series.evidence["instances"]
+    return int(instances_of(session, series) - known)
 
 
 def jobs_of_revision(session: Session, series: Series) -> list[Job]:

@@ -29,6 +29,8 @@ from dicom_node.tls import ServerTls
 
 POLL_S = 0.1
 """How soon the accept loop notices that it is to end."""
+STUCK_S = 10.0
+"""An accept loop that did not come around for so long hangs: it has nothing to wait for but the poll."""
 
 
 class Listener:
@@ -60,8 +62,10 @@ class Listener:
 
     @property
     def is_listening(self) -> bool:
-        """Whether connections are being accepted."""
-        return self._accepting is not None and self._accepting.is_alive()
+        """Whether connections are being accepted: the loop that does so lives and comes around."""
+        if self._server is None or self._accepting is None or not self._accepting.is_alive():
+            return False
+        return time.monotonic() - self._server.came_around_at < STUCK_S
 
     def start(self) -> None:
         """Begin to receive; peers are answered from the moment that this returns.

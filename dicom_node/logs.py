@@ -9,6 +9,7 @@ that is not our own: pydicom puts the offending value into its messages.
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import threading
 import traceback
@@ -54,6 +55,9 @@ PATIENT_KEYWORDS = frozenset(
 
 QUIET_LIBRARIES = ("alembic", "pydicom", "pynetdicom", "sqlalchemy", "PIL", "rt_utils")
 """Held at WARNING: below it pynetdicom prints whole data sets, and sqlalchemy its parameters."""
+
+PRIORITIES = {"debug": 7, "info": 6, "warning": 4, "error": 3, "critical": 2}
+"""The journal's, which are syslog's."""
 
 DATA_SET_LIBRARIES = ("pydicom", "pynetdicom", "sqlalchemy", "rt_utils")
 """Their messages may quote values of a data set; only the place in their code is written."""
@@ -145,9 +149,31 @@ def _shared_processors() -> list[Processor]:
 
 
 def _renderer(settings: config.Logging, stream: TextIO) -> Processor:
-    if settings.format == "json":
-        return structlog.processors.JSONRenderer(sort_keys=True)
-    return structlog.dev.ConsoleRenderer(colors=stream.isatty())
+    render: Processor = (
+        structlog.processors.JSONRenderer(sort_keys=True)
+        if settings.format == "json"
+        else structlog.dev.ConsoleRenderer(colors=stream.isatty())
+    )
+    return _with_priority(render) if _is_journal(stream) else render
+
+
+def _is_journal(stream: TextIO) -> bool:
+    """Whether systemd says that this very stream goes to the journal (systemd.exec(5), JOURNAL_STREAM)."""
+    try:
+        seen = os.fstat(stream.fileno())
+    except (OSError, ValueError):
+        return False
+    return os.environ.get("JOURNAL_STREAM") == f"{seen.st_dev}:{seen.st_ino}"
+
+
+def _with_priority(render: Processor) -> Processor:
+    """What the journal takes off and keeps as the line's PRIORITY (sd-daemon(3)): `journalctl -p err`."""
+
+    def prefixed(logger: Any, method: str, event: EventDict) -> str:
+        priority = PRIORITIES.get(str(event.get("level")), PRIORITIES["info"])
+        return f"<{priority}>{render(logger, method, event)!s}"
+
+    return prefixed
 
 
 def withhold_patient_data(_logger: Any, _method: str, event: EventDict) -> EventDict:

@@ -31,12 +31,14 @@ from dicom_node import __version__
 from dicom_node.config import Config
 from dicom_node.database import reading
 from dicom_node.delivery_figures import DestinationFigures, read_figures
+from dicom_node.history import Histograms, History, Labels
 from dicom_node.reception_figures import ReceptionFigures
 from dicom_node.retention import Cause
 from dicom_node.schema import (
     Commitment,
     Companion,
     Constancy,
+    Contact,
     Delivery,
     Discarded,
     Job,
@@ -47,7 +49,7 @@ from dicom_node.schema import (
 )
 from dicom_node.states import COMPANION_TRANSITIONS, CompanionKind, DeliveryState, JobState, SeriesState
 from dicom_node.tls import days_left
-from dicom_node.turnaround import Histogram, TurnaroundHistory
+from inference.flags import FLAGS, LEFT_OUT
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 BOUNDED_WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,63}")
@@ -78,7 +80,7 @@ class NodeCollector(Collector):
     config: Config
     reception: ReceptionFigures
     clock: Callable[[], float] = time.time
-    _history: TurnaroundHistory = field(default_factory=TurnaroundHistory)
+    _history: History = field(default_factory=History)
 
     def collect(self) -> Iterator[Metric]:
         """All figures at this moment."""
@@ -86,12 +88,14 @@ class NodeCollector(Collector):
             self._history.read(session)
             yield from _series_and_jobs(session, self.clock())
             yield from _deliveries(session, self.config, self.clock())
+            yield from _contacts(session, self.config)
             yield from _companions(session, self.config)
-            yield from _worker(session, self.clock())
+            yield from _worker(session, self.config, self.clock())
             yield from _constancy(session)
             yield from _discarded(session, self.config)
             yield from _removals(session)
         yield from _durations(self._history)
+        yield from _structures(self._history)
         yield from _reception(self.reception)
         yield from _disk(self.config)
         yield from _certificates(self.config, self.clock())
@@ -186,6 +190,24 @@ def _deliveries(session: Session, config: Config, now: float) -> Iterator[Metric
     )
 
 
+def _contacts(session: Session, config: Config) -> Iterator[Metric]:
+    """Nothing of a destination that nothing was sent to yet."""
+    contacts = [session.get(Contact, one.name) for one in config.destinations]
+    known = [one for one in contacts if one is not None]
+    yield _labelled(
+        "destination_reachable",
+        "1 where the last try found the destination, whatever it answered.",
+        ("destination",),
+        {(one.destination,): float(one.is_reached) for one in known},
+    )
+    yield _labelled(
+        "destination_last_reached_timestamp_seconds",
+        "When the destination last answered (UTC epoch).",
+        ("destination",),
+        {(one.destination,): one.reached_at for one in known if one.reached_at is not None},
+    )
+
+
 def _commitments(
     session: Session, asked: Collection[str], figures: Iterable[DestinationFigures]
 ) -> Iterator[Metric]:
@@ -239,14 +261,14 @@ def _companions(session: Session, config: Config) -> Iterator[Metric]:
     )
 
 
-def _worker(session: Session, now: float) -> Iterator[Metric]:
+def _worker(session: Session, config: Config, now: float) -> Iterator[Metric]:
     status = session.get(WorkerStatus, 1)
     if status is None:
         return
     yield _gauge(
         "worker_heartbeat_age_seconds",
         "Since the worker's last sign of life.",
-        _age(status.heartbeat_at, now),
+        abs(now - status.heartbeat_at),  # see `http_status.py`
     )
     figures = status.figures
     model = figures.get("model") or {}
@@ -263,6 +285,9 @@ def _worker(session: Session, now: float) -> Iterator[Metric]:
         "1 where the model is the approved one, so that its results are sent.",
         float(bool(model.get("approved"))),
     )
+    yield _gauge("worker_gpu_used", "1 where the network runs on a GPU.", float(words["device"] == "cuda"))
+    wanted = float(config.inference.device == "cuda")
+    yield _gauge("worker_gpu_wanted", "1 where the configuration asks for a GPU.", wanted)
     yield _gauge("worker_busy", "1 while a job is contoured.", float(figures.get("running_job") is not None))
     for name, meaning in WORKER_NUMBERS.items():
         if isinstance(figures.get(name), int | float):
@@ -310,20 +335,36 @@ def _removals(session: Session) -> Iterator[Metric]:
         yield _counted(name, meaning, "cause", counts)
 
 
-def _durations(history: TurnaroundHistory) -> Iterator[Metric]:
-    stages = HistogramMetricFamily(
-        "anatomynode_stage_seconds", "Duration of each stage of each job.", labels=("stage",)
+def _durations(history: History) -> Iterator[Metric]:
+    yield _histogram(
+        "turnaround_seconds",
+        "From a series' first or last slice until a destination had stored the RT-STRUCT.",
+        ("since", "model", "destination"),
+        history.turnarounds,
     )
-    for stage, histogram in sorted(history.stages.items()):
-        _add(stages, (stage,), histogram)
-    yield stages
-    turnaround = HistogramMetricFamily(
-        "anatomynode_turnaround_seconds",
-        "From the last slice until every destination had stored the RT-STRUCT.",
-        labels=(),
+    yield _histogram(
+        "stage_seconds",
+        "Duration of each stage of each job; with a destination for what follows its contouring.",
+        ("stage", "model", "destination"),
+        history.stages,
     )
-    _add(turnaround, (), history.turnaround)
-    yield turnaround
+    yield _histogram("step_seconds", "Duration of parts of stages.", ("step", "model"), history.steps)
+
+
+def _structures(history: History) -> Iterator[Metric]:
+    """What drifts when patients, scanners or the network do."""
+    each = ("structure", "model")
+    yield _histogram(
+        "structure_volume_cm3", "Volume of each structure that was drawn.", each, history.volumes_cm3
+    )
+    yield _histogram("structure_confidence", "Dice to be expected of it.", each, history.confidences)
+    sought = {labels: float(count) for labels, count in history.structures.items()}
+    yield _counters("structures", "How often a structure was looked for.", each, sought)
+    raised: dict[Labels, float] = {
+        (*labels, flag): 0.0 for labels in history.structures for flag in (*FLAGS, LEFT_OUT)
+    }
+    raised.update({labels: float(count) for labels, count in history.flags.items() if labels in raised})
+    yield _counters("structure_flags", "How often a structure looked odd.", (*each, "flag"), raised)
 
 
 def _reception(figures: ReceptionFigures) -> Iterator[Metric]:
@@ -391,11 +432,18 @@ def _labelled(
 
 
 def _counted(name: str, meaning: str, label: str, values: Mapping[str, float]) -> Metric:
-    family = CounterMetricFamily(f"anatomynode_{name}", meaning, labels=(label,))
-    for word, value in values.items():
-        family.add_metric((word,), value)
+    return _counters(name, meaning, (label,), {(word,): value for word, value in values.items()})
+
+
+def _counters(name: str, meaning: str, labels: Labels, values: Mapping[Labels, float]) -> Metric:
+    family = CounterMetricFamily(f"anatomynode_{name}", meaning, labels=labels)
+    for words, value in values.items():
+        family.add_metric(words, value)
     return family
 
 
-def _add(family: HistogramMetricFamily, labels: tuple[str, ...], histogram: Histogram) -> None:
-    family.add_metric(labels, buckets=histogram.buckets(), sum_value=histogram.total_s)
+def _histogram(name: str, meaning: str, labels: Labels, histograms: Histograms) -> Metric:
+    family = HistogramMetricFamily(f"anatomynode_{name}", meaning, labels=labels)
+    for words, histogram in sorted(histograms.items()):
+        family.add_metric(words, buckets=histogram.buckets(), sum_value=histogram.total)
+    return family

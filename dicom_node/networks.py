@@ -168,9 +168,9 @@ class Networks:
         try:
             segmenter = self._make(network.package)
             seconds = segmenter.warm_up()
-        except ConfigurationError as problem:
-            raise ForwardPassError(f"{ForwardPassError.BEGINNING}: {problem}") from problem
-        except (DeviceUnavailableError, InferenceFailedError) as problem:
-            raise ForwardPassError(f"{ForwardPassError.BEGINNING}: {problem.reason}") from problem
+        except InferenceFailedError as problem:
+            raise ForwardPassError(problem) from problem
+        except (ConfigurationError, DeviceUnavailableError) as problem:
+            raise ForwardPassError(InferenceFailedError(str(problem))) from problem
         log.info("network is warm", package=network.name, device=segmenter.device, seconds=round(seconds, 3))
         return segmenter

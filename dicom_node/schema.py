@@ -283,6 +283,49 @@ class Discarded(Base):
     size_bytes: Mapped[int]
 
 
+class Duration(Base):
+    """How long one stage of one job took. The first time counts, so no later event changes a histogram."""
+
+    __tablename__ = "durations"
+    __table_args__ = (UniqueConstraint("job_id", "stage", "destination", name="measured_once"),)
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    job_id: Mapped[int] = mapped_column(ForeignKey("jobs.id"))
+    stage: Mapped[str]
+    """See `timings.Stage`."""
+    destination: Mapped[str]
+    """Empty where the stage is that of the job."""
+    began_at: Mapped[float]
+    seconds: Mapped[float]
+
+
+class Finding(Base):
+    """What the first result of a job said of one structure; kept when results go."""
+
+    __tablename__ = "findings"
+    __table_args__ = (UniqueConstraint("job_id", "structure", name="found_once"),)
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    job_id: Mapped[int] = mapped_column(ForeignKey("jobs.id"))
+    structure: Mapped[str]
+    volume_cm3: Mapped[float | None]
+    """NULL where it is not drawn."""
+    confidence: Mapped[float | None]
+    flags: Mapped[list[Any]]
+
+
+class Contact(Base):
+    """When a destination was last tried, and last answered."""
+
+    __tablename__ = "contacts"
+
+    destination: Mapped[str] = mapped_column(primary_key=True)
+    tried_at: Mapped[float]
+    reached_at: Mapped[float | None]
+    is_reached: Mapped[bool]
+    """Whether the last try found it."""
+
+
 class WorkerStatus(Base):
     """The worker's sign of life and figures, which the listener's `/metrics` and `/readyz` show."""
 

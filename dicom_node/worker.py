@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent import futures
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -37,6 +38,7 @@ from dicom_node.networks import Network, Networks
 from dicom_node.peer_count import PeerCounts
 from dicom_node.results import Results
 from dicom_node.retention import Retention
+from dicom_node.retry import has_come
 from dicom_node.rt_struct import IncompleteError, RtStruct
 from dicom_node.rt_struct_check import RtStructCheckError
 from dicom_node.schema import Job, Series
@@ -122,6 +124,7 @@ class Worker:
         engine: Engine,
         segmenter_factory: Callable[[ModelPackage], Segmenter],
         clock: Callable[[], float],
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         """Read the model package and load the network.
 
@@ -130,6 +133,7 @@ class Worker:
             engine: on a migrated database.
             segmenter_factory: makes the network of a package; `contouring.segmenter_of` does.
             clock: UTC epoch seconds.
+            monotonic: seconds that nobody sets.
 
         Raises:
             ConfigurationError: the package, the device or a destination's edition cannot be used.
@@ -137,11 +141,14 @@ class Worker:
         self._config = config
         self._engine = engine
         self._clock = clock
+        self._monotonic = monotonic
         self._networks = Networks(config, segmenter_factory)
         self._dispatcher = Dispatcher(config, self._networks.models)
         self._decoder = Decoder()
         self._peer_counts = _peer_counts(config)
-        self._assembler = Assembler(config, engine, clock, self._dispatcher, self._decoder, self._peer_counts)
+        self._assembler = Assembler(
+            config, engine, clock, monotonic, self._dispatcher, self._decoder, self._peer_counts
+        )
         self._deliverer = Deliverer(config, engine, clock)
         self._committer = Committer(config, engine, clock)
         self._companions = CompanionSender(config, engine, clock)
@@ -151,7 +158,7 @@ class Worker:
         self._under_way: UnderWay | None = None
         self._found: Found | None = None
         """The contouring thread's own."""
-        self._figures = WorkerFigures(clock())
+        self._figures = WorkerFigures(clock(), monotonic)
         default = self._networks.default
         described = default.package.description
         self._figures.put(
@@ -225,7 +232,7 @@ class Worker:
 
     def step(self) -> float:
         """Do what is due now, and begin a job where none runs; when time alone will make more due."""
-        self._figures.progress(self._clock())
+        self._figures.progress()
         self._record()
         look_again_at = min(self._assembler.step(), self._retention.step())
         self._figures.put(open_series=self._decoder.open_series, open_series_bytes=self._decoder.size_bytes)
@@ -241,7 +248,7 @@ class Worker:
     def finish(self) -> None:
         """Wait for the job that runs, and record what became of it."""
         while self._under_way is not None:
-            self._figures.progress(self._clock())
+            self._figures.progress()
             futures.wait((self._under_way.outcome,), POLL_S)
             self._record()
 
@@ -260,12 +267,13 @@ class Worker:
         A commit is seen at the next poll, not at once: hundreds of slices a second must not keep this
         process busy with looking, and the listener short of the core.
         """
+        until = self._monotonic() + look_again_at - self._clock()
         while not stop.is_set():
-            now = self._clock()
-            self._figures.progress(now)
-            if now >= look_again_at:
+            self._figures.progress()
+            left_s = until - self._monotonic()
+            if left_s <= 0:
                 return
-            pause_s = min(POLL_S, look_again_at - now)
+            pause_s = min(POLL_S, left_s)
             if self._under_way is None:
                 stop.wait(pause_s)
             elif futures.wait((self._under_way.outcome,), pause_s).done:
@@ -285,7 +293,8 @@ class Worker:
                 job, now = session.get_one(Job, job_id), self._clock()
                 if job.state is not JobState.QUEUED:
                     continue
-                if job.not_before is not None and now < job.not_before:
+                longest_s = self._config.retry.max_delay_s
+                if job.not_before is not None and not has_come(job.not_before, now, longest_s):
                     look_again_at = min(look_again_at, job.not_before)
                     continue
                 network = self._networks.of(job.model_sha256)
@@ -388,7 +397,7 @@ class Worker:
 
     def _begin(self, run: Run) -> None:
         """Hand the series over to the thread that contours; what comes late is decoded anew, beside it."""
-        self._figures.job_begins(run.job_id, self._clock())
+        self._figures.job_begins(run.job_id)
         begun = self._decoder.take(run.series_id)
         self._under_way = UnderWay(run, self._contouring.submit(self._result, run, begun))
 
@@ -519,10 +528,11 @@ class Worker:
                         f"{problem.reason} ({MAX_FORWARD_PASSES} times): see that nothing else uses the "
                         f"device and that the series fits it, then run `anatomynode jobs retry {job.id}`"
                     )
-                    jobs.fail(session, job, reason, "forward_pass", now, logs.describe(problem))
+                    jobs.fail(session, job, reason, problem.code, now, logs.describe(problem))
                     log.error("failed", reason=reason)
                 case TransientError():
-                    jobs.postpone(session, job, problem.reason, now + self._delay_s(run), now)
+                    code = problem.code if isinstance(problem, ForwardPassError) else "transient"
+                    jobs.postpone(session, job, problem.reason, now + self._delay_s(run), now, code)
                     log.warning("postponed", reason=problem.reason)
                 case AnatomyNodeError():
                     jobs.fail(session, job, problem.reason, "permanent", now, logs.describe(problem))

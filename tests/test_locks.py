@@ -16,6 +16,10 @@ PINNED = re.compile(
 )
 
 
+INSTEAD = {"opencv-python": "opencv-python-headless"}
+"""What a desktop has and a server lacks, and what is locked instead (locks/overrides.txt)."""
+
+
 def _wanted(extra: str) -> list[Requirement]:
     setup = ConfigParser()
     setup.read(ROOT / "setup.cfg")
@@ -38,3 +42,17 @@ def test_no_lock_has_both_builds_of_onnx_runtime() -> None:
     named = {extra: (ROOT / "locks" / f"{extra}.txt").read_text() for extra in ("cpu", "gpu")}
     assert "\nonnxruntime-gpu==" not in named["cpu"]
     assert "\nonnxruntime==" not in named["gpu"]
+
+
+@pytest.mark.parametrize("extra", ["cpu", "gpu"])
+def test_a_lock_wants_no_library_of_a_desktop(extra: str) -> None:
+    text = (ROOT / "locks" / f"{extra}.txt").read_text()
+    for desktop, headless in INSTEAD.items():
+        assert f"\n{desktop}==" not in text
+        assert f"\n{headless}==" in text
+
+
+def test_the_lock_for_a_gpu_brings_cuda_and_cudnn_so_that_the_machine_needs_the_driver_only() -> None:
+    text = (ROOT / "locks" / "gpu.txt").read_text()
+    for name in ("nvidia-cuda-runtime", "nvidia-cublas", "nvidia-cudnn-cu13", "nvidia-cufft"):
+        assert f"\n{name}==" in text

@@ -5,9 +5,11 @@ from __future__ import annotations
 import io
 import json
 import logging
+import os
 import threading
 import warnings
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -162,3 +164,24 @@ def test_the_console_format_is_for_people_and_withholds_the_same() -> None:
 
     assert "hello" in stream.getvalue()
     assert CANARY not in stream.getvalue()
+
+
+def test_in_the_journal_each_line_has_its_priority_and_elsewhere_none(
+    tmp_path: Path, lines: Callable[[], list[dict[str, Any]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logs.get("x").error("to a buffer")
+    assert [line["event"] for line in lines()] == ["to a buffer"]
+    with (tmp_path / "journal").open("w+") as journal, (tmp_path / "file").open("w+") as file:
+        seen = os.fstat(journal.fileno())
+        monkeypatch.setenv("JOURNAL_STREAM", f"{seen.st_dev}:{seen.st_ino}")
+        for stream in (journal, file):
+            logs.configure(Logging(level="debug"), "test", stream)
+            for level in ("debug", "info", "warning", "error", "critical"):
+                getattr(logs.get("x"), level)("said")
+            logging.getLogger("pydicom").error("quotes %s", CANARY)
+            stream.seek(0)
+        written = journal.read().splitlines()
+
+        assert [line[:3] for line in written] == ["<7>", "<6>", "<4>", "<3>", "<2>", "<3>"]
+        assert all(json.loads(line[3:])["program"] == "test" for line in written)
+        assert all(json.loads(line) for line in file)

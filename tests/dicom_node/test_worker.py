@@ -19,12 +19,15 @@ from dicom_node.config import Config
 from dicom_node.database import reading, transaction
 from dicom_node.errors import PermanentError, TransientError
 from dicom_node.jobs import Model, Order
+from dicom_node.metrics import NodeCollector, exposition
+from dicom_node.reception_figures import ReceptionFigures
 from dicom_node.results import Results
 from dicom_node.schema import Delivery, Job, Series, WorkerStatus
 from dicom_node.states import DeliveryState, JobState, SeriesState
 from dicom_node.worker_figures import Heartbeat
 from inference.errors import InferenceFailedError
 from inference.postprocessing import absent
+from tests.small_device import exhausted
 from tests.worker_node import PHANTOM, Node, make_node
 
 SECRET = "Doe^Jane"
@@ -114,7 +117,7 @@ def test_at_the_start_results_that_no_job_names_are_removed_and_nothing_else(nod
         (PermanentError("never"), JobState.FAILED, "permanent"),
         (ValueError(SECRET), JobState.FAILED, "bug"),
         (MemoryError(), JobState.FAILED, "out_of_memory"),
-        (InferenceFailedError("CUDA out of memory"), JobState.QUEUED, "transient"),
+        (InferenceFailedError("an illegal memory access"), JobState.QUEUED, "forward_pass"),
     ],
 )
 def test_the_class_of_an_error_decides_the_fate_of_the_job(
@@ -149,18 +152,21 @@ def test_a_transient_failure_is_tried_again_after_its_delay(node: Node) -> None:
 def test_a_network_that_keeps_failing_fails_the_job_with_what_to_do_and_a_retry_counts_anew(
     node: Node,
 ) -> None:
-    node.problem = InferenceFailedError("CUDA out of memory")
+    node.problem = exhausted()
     worker = node.worker()
     node.receive()
-    states = []
+    ends = []
     for _ in range(worker_module.MAX_FORWARD_PASSES):
         node.now += 600.0
         node.step(worker)
-        states.append(node.job().state)
-    assert states == [JobState.QUEUED] * 7 + [JobState.FAILED]
+        ends.append((node.job().state, node.job().reason_code))
+    assert ends == [(JobState.QUEUED, "device_memory")] * 7 + [(JobState.FAILED, "device_memory")]
+    assert node.deliveries() == []
+    figures = exposition(NodeCollector(node.engine, node.config, ReceptionFigures(), node.clock))()
+    assert b'jobs_by_reason{reason="device_memory",state="FAILED"} 1.0' in figures
     job = node.job()
-    assert job.reason_code == "forward_pass"
-    assert "CUDA out of memory (8 times)" in (job.reason or "")
+    assert "failed on cpu for want of memory" in (job.reason or "")
+    assert "(8 times): see that nothing else uses the device" in (job.reason or "")
     assert f"jobs retry {job.id}" in (job.reason or "")
     with transaction(node.engine) as session:
         jobs.retry(session, session.get_one(Job, job.id), node.now)
@@ -523,10 +529,10 @@ def test_the_heartbeat_tells_the_figures_and_stops_when_the_worker_hangs(node: N
     node.now += 61.0
     heart.beat()
     assert beats == [1000.0]
-    worker._figures.job_begins(1, node.now)
+    worker._figures.job_begins(1)
     for now in (node.now, node.now + 1799.0, node.now + 1800.0):  # the loop goes on, the job does not
         node.now = now
-        worker._figures.progress(now)
+        worker._figures.progress()
         heart.beat()
     assert beats == [1000.0, 1061.0, 2860.0]
 

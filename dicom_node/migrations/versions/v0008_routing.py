@@ -21,3 +21,9 @@ def upgrade() -> None:
     op.add_column("jobs", sa.Column("rule", sa.String(), nullable=True))
     op.add_column("jobs", sa.Column("destinations", sa.JSON(), nullable=True))
     op.add_column("jobs", sa.Column("priority", sa.Integer(), nullable=False, server_default="0"))
+
+
+def downgrade() -> None:
+    """Forget them: what still waits then goes to every destination, the oldest first."""
+    for column in ("priority", "destinations", "rule"):
+        op.drop_column("jobs", column)
