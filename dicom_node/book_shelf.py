@@ -23,6 +23,8 @@ from dicom_node import logs
 from dicom_node.errors import PermanentError, TransientError
 
 MOST_SECONDS = 90.0
+WAIT_S = 2.0
+"""For another job that is being drawn; then the browser is told to come again."""
 MOST_BYTES = 96 << 20
 """Of all books that are kept together; a whole head and neck takes 5 to 10 MB."""
 REFUSED = 3
@@ -79,7 +81,7 @@ class Shelf:
         found = self._kept(key)
         if found is not None:
             return found
-        if not self._drawing.acquire(timeout=10):
+        if not self._drawing.acquire(timeout=WAIT_S):
             raise BusyError("another job is being drawn; reload the page in a moment")
         try:
             return self._kept(key) or self._keep(key, _draw(self._folder, job))

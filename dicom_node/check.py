@@ -13,7 +13,7 @@ import shutil
 import socket
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -24,9 +24,11 @@ from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 
 from dicom_node import contouring, migrate, networks, outputs
+from dicom_node.commissioned import MODEL, changes, facts_of, settings_of
+from dicom_node.commissioning_report import read_baseline
 from dicom_node.config import AnyDestination, Config, read_config
 from dicom_node.database import open_engine, reading
-from dicom_node.errors import AnatomyNodeError, ConfigurationError
+from dicom_node.errors import AnatomyNodeError, ConfigurationError, PermanentError
 from dicom_node.metrics import BYTES_A_MIB
 from dicom_node.tls import days_left, server_context
 from inference.errors import DeviceUnavailableError, InferenceFailedError
@@ -81,7 +83,7 @@ def look(config_path: Path) -> Iterator[Finding]:
     yield Finding("configuration", str(config_path))
     yield from _storage(config)
     yield _database(config)
-    yield from _model(config)
+    yield from _model(config_path, config)
     yield from _tls(config)
     yield _port("listener.port", config.listener.host, config.listener.port, config)
     yield _port("http.port", config.http.host, config.http.port, config)
@@ -134,7 +136,7 @@ def _database(config: Config) -> Finding:
     return Finding("database", f"{path} is sound; the start brings schema {found} to {migrate.newest()}")
 
 
-def _model(config: Config) -> Iterator[Finding]:
+def _model(config_path: Path, config: Config) -> Iterator[Finding]:
     """Each package that the configuration names: whether it is whole, approved, and runs here."""
     packages: dict[str, ModelPackage] = {}
     for name in networks.named(config):
@@ -149,8 +151,11 @@ def _model(config: Config) -> Iterator[Finding]:
         yield _approval(config, name, described.sha256)
     if len(packages) == len(networks.named(config)):
         yield from _editions(config)
-    for package in packages.values():
-        yield _device(config, package)
+    for name, package in packages.items():
+        found, device = _device(config, package)
+        yield found
+        if name == config.model.package:
+            yield from against_baseline(config, facts_of(config_path, package.description, device))
 
 
 def _approval(config: Config, name: str, sha256: str) -> Finding:
@@ -179,14 +184,39 @@ def _editions(config: Config) -> Iterator[Finding]:
         yield Finding("routing", f"{len(config.routing)} rule(s): {rules}")
 
 
-def _device(config: Config, package: ModelPackage) -> Finding:
-    """Whether ONNX Runtime runs the network where the configuration wants it."""
+def against_baseline(config: Config, facts: Mapping[str, str]) -> Iterator[Finding]:
+    """What is different from what was commissioned; where nothing was, that is said and no problem."""
+    path = config.model.baseline
+    if path is None:
+        yield Finding("commissioning", "model.baseline is not set: nothing to compare with")
+        return
+    try:
+        known = read_baseline(path)
+    except PermanentError as problem:
+        yield Finding("commissioning", str(path), f"model.baseline: {problem.reason}", fatal=False)
+        return
+    problems = list(changes(facts, settings_of(config), known.facts, known.settings))
+    if not known.has_held:
+        problems.append("the commissioning itself says that not all its points held")
+    approved = config.model.approved_of(config.model.package)
+    commissioned = known.facts.get(MODEL)
+    if approved is not None and approved not in (commissioned, facts[MODEL]):
+        problems.append(f"model.approved_sha256 is {approved}, but {commissioned} was commissioned")
+    seen = f"{path}, made {known.made_at}"
+    for changed in problems:
+        yield Finding("commissioning", seen, f"since {known.made_at}: {changed}", fatal=False)
+    if not problems:
+        yield Finding("commissioning", f"program, model, configuration and device are those of {seen}")
+
+
+def _device(config: Config, package: ModelPackage) -> tuple[Finding, str]:
+    """Whether ONNX Runtime runs the network where the configuration wants it, and where it does."""
     wanted = config.inference
     try:
         session = Session(package.onnx, wanted.device, wanted.allow_cpu, wanted.threads)
     except (DeviceUnavailableError, InferenceFailedError) as problem:
-        return Finding("inference", wanted.device, f"inference.device: {problem}")
-    return Finding("inference", f"runs on {session.device}")
+        return Finding("inference", wanted.device, f"inference.device: {problem}"), "none"
+    return Finding("inference", f"runs on {session.device}"), session.device
 
 
 def _tls(config: Config) -> Iterator[Finding]:

@@ -229,6 +229,35 @@ def explain(
 
 
 @app.command()
+def replay(
+    job: JobNumber,
+    output: Annotated[Path, typer.Option("--output", help="The RT Structure Set to write.")],
+    model: Annotated[
+        str | None, typer.Option("--model", help="Another model package; without it the configured one.")
+    ] = None,
+    config: ConfigPath = DEFAULT_CONFIG,
+    as_json: AsJson = False,
+) -> None:
+    """Contour a job's stored series again into a file, and show what would change; nothing is sent."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from dicom_node import replay as replaying
+
+    settings = _settings_of_a_person(config, model)
+    with _database(config) as engine, Progress(console=Console(stderr=True), transient=True) as progress:
+        bar = progress.add_task("", total=None)
+        done = replaying.replay(
+            engine,
+            job,
+            output,
+            settings,
+            lambda what, part, total: progress.update(bar, description=what, completed=part, total=total),
+        )
+    _tell(done, as_json)
+
+
+@app.command()
 def send(
     folder: Annotated[Path, typer.Argument(help="Folder of DICOM files.", exists=True, file_okay=False)],
     to: Annotated[str, typer.Option("--to", metavar="HOST:PORT", help="Where to.")],

@@ -203,6 +203,8 @@ class ModelChoice(_Section):
     approved_sha256: Approved | None = None
     """Only this model.onnx may send: of `package`, or by package where rules name several. None: nothing is
     sent; jobs are HELD with the reason."""
+    baseline: Path | None = None
+    """The JSON of the commissioning that was signed; `anatomynode check` says what is different now."""
 
     def approved_of(self, package: str) -> str | None:
         """The sha256 that is approved of a package; None where none is."""

@@ -80,11 +80,11 @@ class HttpPort:
     def __call__(self, environ: Any, start_response: Any) -> Any:
         """The WSGI application."""
         try:
-            response = self._answer(Request(environ))
+            return self._answer(Request(environ))(environ, start_response)
         except Exception:
-            log.exception("a figure could not be read")
-            response = Response("see the log\n", HTTPStatus.INTERNAL_SERVER_ERROR, content_type="text/plain")
-        return response(environ, start_response)
+            log.exception("a request could not be answered")
+            failed = Response("see the log\n", HTTPStatus.INTERNAL_SERVER_ERROR, content_type="text/plain")
+            return failed(environ, start_response)
 
     def _answer(self, request: Request) -> WSGIApplication:
         if request.method not in ("GET", "HEAD"):

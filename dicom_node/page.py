@@ -259,12 +259,17 @@ def duration(seconds: float) -> str:
         return f"{seconds:.2f} s"
     if seconds < 60:
         return f"{seconds:.1f} s"
-    for size, large, small in ((60, "min", "s"), (60, "h", "min"), (24, "d", "h")):
-        seconds /= size
-        if seconds < {"min": 60, "h": 24}.get(large, float("inf")):
-            rest = int(seconds % 1 * size)
-            return f"{int(seconds)} {large}" + (f" {rest} {small}" if rest else "")
-    raise AssertionError
+    whole = int(seconds)
+    for size, large, small in ((60, "min", "s"), (60, "h", "min")):
+        whole, rest = divmod(whole, size)
+        if whole < (60 if large == "min" else 24):
+            return _two(whole, large, rest, small)
+    days, hours = divmod(whole, 24)
+    return _two(days, "d", hours, "h")
+
+
+def _two(large: int, unit: str, small: int, smaller_unit: str) -> str:
+    return f"{large} {unit}" + (f" {small} {smaller_unit}" if small else "")
 
 
 def clock_words(at: float | str) -> str:

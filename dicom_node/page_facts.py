@@ -82,7 +82,8 @@ def sheet(session: Session, state: JobState | None, before: int | None, length: 
 
 def counts(session: Session) -> dict[JobState, int]:
     """How many jobs there are in each state, in the order of `JobState`."""
-    found = dict(session.execute(select(Job.state, func.count()).group_by(Job.state)).tuples().all())
+    rows = session.execute(select(Job.state, func.count()).group_by(Job.state)).all()
+    found = dict(rows)
     return {state: found.get(state, 0) for state in JobState}
 
 
@@ -106,15 +107,12 @@ def _lines(session: Session, jobs: Sequence[Job], now: float) -> tuple[Line, ...
     numbers = [job.id for job in jobs]
     slices = _slices(session, [job.series_id for job in jobs])
     measured = _measured(session, numbers)
-    since = dict(
-        session.execute(
-            select(Transition.subject_id, func.max(Transition.at))
-            .where(Transition.subject == "job", Transition.subject_id.in_(numbers))
-            .group_by(Transition.subject_id)
-        )
-        .tuples()
-        .all()
+    changes = session.execute(
+        select(Transition.subject_id, func.max(Transition.at))
+        .where(Transition.subject == "job", Transition.subject_id.in_(numbers))
+        .group_by(Transition.subject_id)
     )
+    since = dict(changes.all())
     waiting = set(
         session.scalars(
             select(Delivery.job_id).where(Delivery.job_id.in_(numbers), Delivery.stored_at.is_(None))
@@ -138,7 +136,7 @@ def _lines(session: Session, jobs: Sequence[Job], now: float) -> tuple[Line, ...
 
 def _slices(session: Session, series: Sequence[int]) -> dict[int, int]:
     rows = select(Instance.series_id, func.count()).where(Instance.series_id.in_(series))
-    return dict(session.execute(rows.group_by(Instance.series_id)).tuples().all())
+    return dict(session.execute(rows.group_by(Instance.series_id)).all())
 
 
 def _measured(session: Session, jobs: Sequence[int]) -> defaultdict[int, dict[str, float]]:

@@ -175,6 +175,8 @@ def _yield_to_others() -> None:
     """What receives goes first, and nothing here grows without end; a sandbox may forbid to say so."""
     with suppress(OSError):
         os.nice(15)
+    with suppress(OSError):  # where memory runs short, this goes first
+        Path("/proc/self/oom_score_adj").write_text("500")
     for kind, most in ((resource.RLIMIT_AS, MOST_MEMORY_BYTES), (resource.RLIMIT_CPU, MOST_CPU_S)):
         with suppress(OSError, ValueError):
             resource.setrlimit(kind, (most, most))

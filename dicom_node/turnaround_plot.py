@@ -67,6 +67,7 @@ def plot(results: Sequence[Arrived], days: int, now: float) -> Plot:
     begin = begin_of(days, now)
     seconds = [result.seconds for result in results]
     low = max((tick for tick in TICKS_S if tick <= min(seconds, default=1.0)), default=TICKS_S[0])
+    low = min(low, TICKS_S[-2])
     high = next((tick for tick in TICKS_S if tick >= max(seconds, default=60.0)), max(seconds, default=60.0))
     high = max(high, low * 10)
 

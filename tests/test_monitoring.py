@@ -1,7 +1,7 @@
 """What people watch the node by: alerts fire when they should, expressions find something on a real node.
 
-Owns a real node under load with several ends and faults, and a Prometheus that scrapes it.
-Speaks promtool, Prometheus' HTTP API, and DICOM where the node is loaded.
+Owns a real node under load with several ends and faults, a Prometheus that scrapes it, and a browser.
+Speaks promtool, Prometheus' HTTP API, Chromium's screenshots, and DICOM where the node is loaded.
 Never looks into the node for what it should show.
 """
 
@@ -21,8 +21,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
+from numpy.typing import NDArray
+from PIL import Image
 from pydicom import dcmread
 from sqlalchemy.orm import Session
 
@@ -319,3 +322,95 @@ def test_every_alert_finds_what_it_judges_and_those_fire_whose_faults_are_here(w
 
 def _alerting(watched: Watched) -> set[str]:
     return {alert["labels"]["alertname"] for alert in watched.ask("alerts")["alerts"]}
+
+
+# --- the page, in a browser --------------------------------------------------------------------------
+
+PAGE_CSS = ROOT / "dicom_node" / "templates" / "page.css"
+ON = {
+    "ink": ("ground", "card", "plain-ground"),
+    "quiet": ("ground", "card"),
+    "accent": ("ground", "card"),
+    "good": ("good-ground",),
+    "bad": ("bad-ground",),
+    "warning": ("warning-ground", "card"),
+}
+"""Which colour of the page stands on which."""
+LIGHT, DARK, WIDE, NARROW = 1, 0, 1280, 500
+CHROMIUM = (
+    *("chromium", "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
+    *("--disable-background-networking", "--disable-component-update", "--disable-sync", "--hide-scrollbars"),
+    *("--disable-dev-shm-usage", "--enable-logging=stderr", "--force-device-scale-factor=1"),
+)
+
+
+@pytest.mark.parametrize("scheme", [LIGHT, DARK])
+def test_words_stand_out_from_their_ground(scheme: int) -> None:
+    """By at least 4.5 to 1 (WCAG 2.2, 1.4.3)."""
+    light, dark = re.findall(r":root \{(.*?)\}", PAGE_CSS.read_text(), re.DOTALL)
+    colors = dict(re.findall(r"--([\w-]+): (#\w+)", light if scheme == LIGHT else dark))
+    for ink, grounds in ON.items():
+        for ground in grounds:
+            darker, lighter = sorted((_luminance(colors[ink]), _luminance(colors[ground])))
+            assert (lighter + 0.05) / (darker + 0.05) >= 4.5, (ink, ground)
+
+
+def _luminance(color: str) -> float:
+    """Relative luminance, as WCAG defines it."""
+    digits = color[1:] if len(color) == 7 else "".join(digit * 2 for digit in color[1:])
+    shares = [int(digits[place : place + 2], 16) / 255 for place in (0, 2, 4)]
+    linear = [share / 12.92 if share <= 0.04045 else ((share + 0.055) / 1.055) ** 2.4 for share in shares]
+    return sum(weight * share for weight, share in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+
+@needs("prometheus", "chromium")
+@pytest.mark.parametrize(
+    ("path", "scheme", "width"), [("/", LIGHT, WIDE), ("/jobs/2", DARK, NARROW), ("/jobs/4", LIGHT, NARROW)]
+)
+def test_a_browser_shows_the_page_and_finds_nothing_to_refuse(
+    watched: Watched, tmp_path: Path, path: str, scheme: int, width: int
+) -> None:
+    picture = _screenshot(watched, path, scheme, width, tmp_path)
+    ground = picture[4, 4].mean()
+    assert ground > 230 if scheme == LIGHT else ground < 40
+    assert len(np.unique(picture.reshape(-1, 3), axis=0)) > 50, "words and states in their colours"
+
+
+@needs("prometheus", "chromium")
+def test_a_browser_shows_the_ct_and_the_contours_of_the_slice_that_it_is_sent_to(
+    watched: Watched, tmp_path: Path
+) -> None:
+    text = _fetched(watched, "/jobs/1/preview")
+    found = re.search(r'fill="(#\w+)"/></svg>Bone_Mandible</label>.*?href="(#slice-\d+)"', text, re.DOTALL)
+    assert found is not None
+    color, place = found.groups()
+    picture = _screenshot(watched, f"/jobs/1/preview{place}", DARK, WIDE, tmp_path).astype(int)
+    slice_shown = picture[:, :820]
+    wanted = np.array([int(color[at : at + 2], 16) for at in (1, 3, 5)])
+    assert (np.abs(slice_shown - wanted).max(axis=2) < 40).sum() > 100, "its outline"
+    grey = np.ptp(slice_shown, axis=2) < 6
+    assert (grey & (slice_shown.mean(axis=2) > 90)).sum() > 10_000, "the CT"
+
+
+def _fetched(watched: Watched, path: str) -> str:
+    with urllib.request.urlopen(f"http://127.0.0.1:{watched.node.http_port}{path}", timeout=60) as answer:
+        return str(answer.read().decode())
+
+
+def _screenshot(watched: Watched, path: str, scheme: int, width: int, folder: Path) -> NDArray[np.uint8]:
+    """(rows, columns, RGB) of what Chromium shows; it must have nothing to say of what it loaded."""
+    file = folder / "page.png"
+    done = run(
+        [
+            *CHROMIUM,
+            f"--user-data-dir={folder / 'profile'}",
+            f"--blink-settings=preferredColorScheme={scheme}",
+            f"--window-size={width},1000",
+            f"--screenshot={file}",
+            f"http://127.0.0.1:{watched.node.http_port}{path}",
+        ],
+        timeout_s=120,
+    )
+    said = [line for line in done.stdout.splitlines() if "CONSOLE" in line and "favicon" not in line]
+    assert (done.returncode, said) == (0, [])
+    return np.asarray(Image.open(file).convert("RGB"))

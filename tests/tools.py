@@ -31,6 +31,7 @@ ORTHANC_DICOMWEB = "/usr/share/orthanc/plugins/libOrthancDicomWeb.so"
 """Orthanc's DICOMweb plugin, as Debian installs it."""
 
 DEBIAN_PACKAGES = {
+    "curl": "curl",
     "dcmcjpeg": "dcmtk",
     "dcmcjpls": "dcmtk",
     "dcmcrle": "dcmtk",

@@ -138,6 +138,10 @@ def test_every_problem_is_named_at_once_with_its_path(tmp_path: Path) -> None:
                 ("storage_commitment", {"enabled": True}),
             )
         ),
+        ({"http": {"page": {"token": "short"}}}, "http.page.token"),
+        ({"http": {"page": {"enabled": "perhaps"}}}, "http.page.enabled"),
+        ({"http": {"host": "0.0.0.0", "page": {"enabled": True}}}, "http"),
+        ({"http": {"host": "node.hospital", "page": {"enabled": True}}}, "http"),
     ],
 )
 def test_a_bad_value_is_refused_at_its_path(tmp_path: Path, changes: dict[str, Any], where: str) -> None:
@@ -175,6 +179,41 @@ def test_the_environment_gives_the_secret_and_nothing_prints_it(
 
     assert config.hash_key == "a secret of many characters"
     assert "a secret" not in repr(config)
+
+
+TOKEN = "a token of many characters"
+
+
+@pytest.mark.parametrize(
+    ("host", "page", "shown"),
+    [
+        ("127.0.0.1", {}, True),
+        ("localhost", {}, True),
+        ("::1", {}, True),
+        ("127.0.0.1", {"enabled": False}, False),
+        ("0.0.0.0", {}, False),
+        ("10.1.2.3", {"token": TOKEN}, False),
+        ("10.1.2.3", {"enabled": True, "token": TOKEN}, True),
+        ("10.1.2.3", {"enabled": True, "behind_proxy": True}, True),
+    ],
+)
+def test_the_page_is_shown_beyond_loopback_only_where_that_is_said(
+    tmp_path: Path, host: str, page: dict[str, Any], shown: bool
+) -> None:
+    http = read_config(written(tmp_path, {"http": {"host": host, "page": page}})).http
+    assert http.shows_page is shown
+    assert TOKEN not in repr(http)
+
+
+@pytest.mark.parametrize("http", [{}, {"host": "0.0.0.0", "page": {"enabled": True}}])
+def test_the_environment_gives_the_pages_token(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, http: dict[str, Any]
+) -> None:
+    monkeypatch.setenv("ANATOMYNODE_PAGE_TOKEN", TOKEN)
+    assert read_config(written(tmp_path, {"http": http})).http.page.token == TOKEN
+    monkeypatch.setenv("ANATOMYNODE_PAGE_TOKEN", "short")
+    assert [problem.partition(":")[0] for problem in problems(written(tmp_path, {}))] == ["http.page.token"]
+    assert [problem.partition(":")[0] for problem in problems(written(tmp_path, {"http": 3}))] == ["http"]
 
 
 @pytest.mark.parametrize(

@@ -13,13 +13,15 @@ import yaml
 from pydicom import dcmread
 from sqlalchemy import select
 
-from dicom_node import jobs
+from dicom_node import contouring, jobs
 from dicom_node.config import Config
 from dicom_node.database import reading, transaction
 from dicom_node.errors import ConfigurationError
+from dicom_node.replay import replay
 from dicom_node.schema import Job, Transition
 from dicom_node.states import JobState
 from dicom_node.worker import Worker
+from tests.node_fixtures import BoxSegmenter
 from tests.worker_node import PHANTOM, Node, make_node
 
 __all__ = ["make_node"]  # a fixture
@@ -88,6 +90,23 @@ def test_two_results_are_two_jobs_with_objects_of_their_own_each_for_its_destina
     assert node.segmenters[0].runs == 1, "two results by one network need its forward pass once"
     stages = [(job.report or {})["seconds"].keys() for job in node.jobs()]
     assert ["forward" in one for one in stages] == [True, False]
+
+
+def test_a_replay_of_a_routed_result_gives_the_very_same_bytes(
+    make_node: Callable[..., Node], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(contouring, "segmenter_of", lambda package, _settings: BoxSegmenter(package))
+    results = [{"template": template(tmp_path, name)} for name in ("Stem_A", "Stem_B")]
+    node = routed(make_node, {"name": "both", "results": results})
+    node.receive()
+    to_the_end(node, node.worker())
+
+    assert [
+        replay(node.engine, number, tmp_path / "r.dcm", node.config).is_the_same for number in (1, 2)
+    ] == [
+        True,
+        True,
+    ]
 
 
 def test_a_series_that_a_rule_ignores_ends_so_with_its_words_and_without_the_descriptions(

@@ -39,7 +39,7 @@ def shell_lines() -> list[tuple[str, str]]:
     return [
         (document.name, line.partition("    #")[0].strip())
         for document in DOCUMENTS
-        for kind in ("bash", "bash run")
+        for kind in ("bash", "bash run", "bash node")
         for block in blocks(document, kind)
         for line in block.splitlines()
         if line and not line.startswith("#")

@@ -9,24 +9,25 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy import Engine
+from werkzeug import Response
 
 from dicom_node import http_status, jobs, metrics, migrate
 from dicom_node.config import Config, Destination, Http, Listener, Storage
 from dicom_node.database import open_engine, transaction
+from dicom_node.errors import ConfigurationError
 from dicom_node.http_port import HttpPort
 from dicom_node.reception_figures import ReceptionFigures
 from dicom_node.schema import Constancy, Contact, Delivery, Discarded, Job, Series, WorkerStatus
-from dicom_node.states import JobState, SeriesState
-from tests.tools import free_port, needs
+from tests.recorded_jobs import NOW, SECRET, add_job, contour, deliver
+from tests.tools import answers, free_port, needs
 
-NOW = 1_800_000_000.0
 TO_PACS = 'destination="pacs",model="anatomynet-hn"'
 BEFORE = 'destination="",model="anatomynet-hn"'
 LARYNX = 'model="anatomynet-hn",structure="Larynx"'
-SECRET = "1.2.826.0.1.3680043.8.498.77"
 
 
 @pytest.fixture
@@ -46,56 +47,6 @@ def engine(config: Config) -> Iterator[Engine]:
     engine = open_engine(config.storage.database)
     yield engine
     engine.dispose()
-
-
-def add_job(engine: Engine, number: int) -> int:
-    """A series whose last slice came at NOW, taken for complete 2 s later; its job waits."""
-    with transaction(engine) as session:
-        series = Series(
-            series_instance_uid=f"{SECRET}.{number}",
-            study_instance_uid=SECRET,
-            patient_key="p",
-            accession_key="a",
-            state=SeriesState.RECEIVING,
-            revision=1,
-            first_instance_at=NOW - 10,
-            last_instance_at=NOW,
-            completed_at=NOW + 2,
-        )
-        jobs.begin(session, series, NOW - 10, "its first slice came")
-        job = Job(
-            series_id=series.id,
-            revision=1,
-            model_name="anatomynet-hn",
-            model_sha256="0" * 64,
-            state=JobState.QUEUED,
-            created_at=NOW + 2,
-            attempts=0,
-        )
-        jobs.begin(session, job, NOW + 2, "complete")
-        return job.id
-
-
-def contour(engine: Engine, number: int) -> int:
-    """Contour a job within 3 s of its start: READY at NOW + 5.5."""
-    rois = [
-        {"name": "Brainstem", "volume_cm3": 25.0, "contours": 9, "confidence": 0.8, "flags": []},
-        {"name": "Larynx", "volume_cm3": 0.0, "contours": 0, "confidence": None, "flags": ["not_found"]},
-    ]
-    seconds = {"decode": 0.1, "preprocess": 0.2, "forward": 2.0, "rt_struct": 0.2, "PATIENT^NAME": 1.0}
-    report = {"seconds": seconds, "rois": rois}
-    with transaction(engine) as session:
-        job = session.get_one(Job, number)
-        jobs.start(session, job, NOW + 2.5, "the worker took it")
-        kept = jobs.Kept("result.dcm", "cc", SECRET)
-        jobs.finish(session, job, jobs.Result(kept, report, "checked"), ["pacs"], NOW + 5.5)
-        (delivery,) = jobs.deliveries_of(session, job)
-        return delivery.id
-
-
-def deliver(engine: Engine, number: int, at: float) -> None:
-    with transaction(engine) as session:
-        jobs.delivery_stored(session, session.get_one(Delivery, number), 0x0000, "stored", at)
 
 
 def bucket(bound: str) -> str:
@@ -258,7 +209,9 @@ def test_promtool_finds_nothing_to_complain_of(engine: Engine, config: Config) -
     assert (checked.returncode, checked.stdout + checked.stderr) == (0, b"")
 
 
-def test_the_http_port_answers_its_three_paths_and_nothing_else(engine: Engine, config: Config) -> None:
+def test_the_http_port_answers_its_three_paths_until_it_stops_and_changes_nothing(
+    engine: Engine, config: Config
+) -> None:
     collector = busy_node(engine, config)
     listens = [True]
 
@@ -272,11 +225,15 @@ def test_the_http_port_answers_its_three_paths_and_nothing_else(engine: Engine, 
         assert get(settings, "/metrics")[0] == 200
         assert get(settings, "/readyz")[0] == 200
         assert get(settings, "/jobs")[0] == 404
+        assert get(settings, "/metrics", "POST")[0] == 405
+        with pytest.raises(ConfigurationError, match=r"http: 127\.0\.0\.1:\d+ cannot be bound"):
+            HttpPort(settings, metrics.exposition(collector), ready)
         listens[0] = False
         status, body = get(settings, "/readyz")
     finally:
         server.stop()
 
+    assert not answers(settings.port)
     checks = json.loads(body)["checks"]
     assert status == 503
     assert [name for name, check in checks.items() if not check["ok"]] == ["listener"]
@@ -294,9 +251,30 @@ def test_a_dead_worker_a_full_disk_and_a_lost_database_show_in_readyz(engine: En
     assert [name for name, check in lost.items() if not check.ok] == ["database", "worker"]
 
 
-def get(settings: Http, path: str) -> tuple[int, str]:
+def test_a_page_answers_every_other_path_and_its_fault_is_told_to_nobody(
+    engine: Engine, config: Config
+) -> None:
+    def page(environ: Any, start_response: Any) -> Any:
+        if environ["PATH_INFO"] == "/fault":
+            raise ValueError(SECRET)
+        return Response(f"page {environ['PATH_INFO']}")(environ, start_response)
+
+    server = HttpPort(settings := Http(port=free_port()), lambda: b"figures", dict, page)
+    server.start()
     try:
-        with urllib.request.urlopen(f"http://{settings.host}:{settings.port}{path}", timeout=5) as answer:
+        assert get(settings, "/metrics") == (200, "figures")
+        assert get(settings, "/jobs/1") == (200, "page /jobs/1")
+        status, body = get(settings, "/fault")
+    finally:
+        server.stop()
+    assert status == 500
+    assert SECRET not in body
+
+
+def get(settings: Http, path: str, method: str = "GET") -> tuple[int, str]:
+    request = urllib.request.Request(f"http://{settings.host}:{settings.port}{path}", method=method)
+    try:
+        with urllib.request.urlopen(request, timeout=5) as answer:
             return answer.status, answer.read().decode()
     except urllib.error.HTTPError as refusal:
         return refusal.code, refusal.read().decode()
