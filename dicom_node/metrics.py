@@ -400,6 +400,11 @@ def _reception(figures: ReceptionFigures) -> Iterator[Metric]:
     yield _total("instances_received", "New instances stored and acknowledged.", now.instances)
     yield _total("instance_bytes_received", "Bytes of their data sets.", now.instance_bytes)
     yield _total("instances_received_again", "Instances that were here already.", now.instances_again)
+    yield _total(
+        "own_results_returned",
+        "Instances thrown away that this program had made: somebody sends its results back.",
+        now.own_results_returned,
+    )
     yield _counted("instances_refused", "C-STOREs by failure status.", "status", now.instances_refused)
     yield _total("associations_accepted", "Associations that were let in.", now.associations_accepted)
     yield _gauge("associations_open", "Associations that are open now.", now.associations_open)
