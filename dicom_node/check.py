@@ -20,7 +20,7 @@ from pathlib import Path
 from pydicom.uid import SecondaryCaptureImageStorage
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -31,6 +31,7 @@ from dicom_node.editions import Editions
 from dicom_node.errors import AnatomyNodeError, ConfigurationError
 from dicom_node.metrics import BYTES_A_MIB
 from dicom_node.tls import days_left, server_context
+from inference import cuda
 from inference.errors import DeviceUnavailableError, InferenceFailedError
 from inference.session import Session
 from models.card import ModelPackage
@@ -175,7 +176,15 @@ def _device(config: Config, package: ModelPackage) -> Finding:
         session = Session(package.onnx, wanted.device, wanted.allow_cpu, wanted.threads)
     except (DeviceUnavailableError, InferenceFailedError) as problem:
         return Finding("inference", wanted.device, f"inference.device: {problem}")
-    return Finding("inference", f"runs on {session.device}")
+    seen = cuda.look()
+    if session.device != wanted.device:
+        reason = (
+            f"inference.device: {wanted.device} was asked for, but the CPU stands in: {cuda.why_not(seen)}"
+        )
+        return Finding("inference", f"runs on {session.device}", reason, fatal=False)
+    idle = session.device == "cpu" and seen.has_gpu
+    advice = "; an NVIDIA GPU is there, which inference.device: cuda would use" if idle else ""
+    return Finding("inference", f"runs on {session.device}{advice}")
 
 
 def _tls(config: Config) -> Iterator[Finding]:
@@ -240,7 +249,7 @@ def _destination(destination: Destination, config: Config) -> Finding:
 
 
 def _print(findings: list[Finding]) -> None:
-    table = Table("", "check", "found", show_edge=False)
+    table = Table("", "check", Column("found", overflow="fold"), show_edge=False)  # checksums stay whole
     for finding in findings:
         found = escape(finding.problem or finding.detail)
         table.add_row("no" if finding.problem else "ok", finding.check, found)
