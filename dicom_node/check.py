@@ -24,7 +24,7 @@ from rich.table import Column, Table
 from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 
-from dicom_node import contouring, migrate, scu, storage_commitment
+from dicom_node import contouring, logs, migrate, scu, storage_commitment
 from dicom_node.config import Config, Destination, read_config
 from dicom_node.database import open_engine, reading
 from dicom_node.editions import Editions
@@ -62,6 +62,7 @@ class Finding:
 
 def run(config_path: Path, as_json: bool) -> int:
     """Check everything, print it, and return the exit status."""
+    logs.hush_libraries()
     findings = list(look(config_path))
     if as_json:
         problems = [finding for finding in findings if finding.problem]
