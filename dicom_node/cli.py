@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -51,7 +52,9 @@ models_app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
 )
+shadow_app = typer.Typer(help="How a candidate model agrees with the approved one.", rich_markup_mode=None)
 app.add_typer(jobs_app, name="jobs")
+app.add_typer(shadow_app, name="shadow")
 app.add_typer(models_app, name="models")
 
 CONFIG_VARIABLE = "ANATOMYNODE_CONFIG"
@@ -195,6 +198,69 @@ def contour(
 
 
 @app.command()
+def explain(
+    folder: Annotated[Path, typer.Argument(help="Folder of CT series.", exists=True, file_okay=False)],
+    calling: Annotated[str | None, typer.Option("--calling", help="The AE title that would send it.")] = None,
+    called: Annotated[
+        str | None,
+        typer.Option("--called", help="The one that it would call; without it the node's own."),
+    ] = None,
+    config: ConfigPath = DEFAULT_CONFIG,
+    as_json: AsJson = False,
+) -> None:
+    """Say which routing rule a series meets and why, and what would follow, without contouring it.
+
+    Shows what the files say of themselves, such as their descriptions.
+    """
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from dicom_node import explain as explaining
+    from dicom_node.config import read_config
+
+    settings = read_config(config)
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        bar = progress.add_task("", total=None)
+        explanation = explaining.explain(
+            folder,
+            settings,
+            calling,
+            called,
+            lambda what, done, total: progress.update(bar, description=what, completed=done, total=total),
+        )
+    _tell(explanation, as_json)
+
+
+@app.command()
+def replay(
+    job: JobNumber,
+    output: Annotated[Path, typer.Option("--output", help="The RT Structure Set to write.")],
+    model: Annotated[
+        str | None, typer.Option("--model", help="Another model package; without it the configured one.")
+    ] = None,
+    config: ConfigPath = DEFAULT_CONFIG,
+    as_json: AsJson = False,
+) -> None:
+    """Contour a job's stored series again into a file, and show what would change; nothing is sent."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from dicom_node import replay as replaying
+
+    settings = _settings_of_a_person(config, model)
+    with _database(config) as engine, Progress(console=Console(stderr=True), transient=True) as progress:
+        bar = progress.add_task("", total=None)
+        done = replaying.replay(
+            engine,
+            job,
+            output,
+            settings,
+            lambda what, part, total: progress.update(bar, description=what, completed=part, total=total),
+        )
+    _tell(done, as_json)
+
+
+@app.command()
 def send(
     folder: Annotated[Path, typer.Argument(help="Folder of DICOM files.", exists=True, file_okay=False)],
     to: Annotated[str, typer.Option("--to", metavar="HOST:PORT", help="Where to.")],
@@ -231,6 +297,24 @@ def check(config: ConfigPath = DEFAULT_CONFIG, as_json: AsJson = False) -> None:
     from dicom_node import check as checking
 
     raise typer.Exit(checking.run(config, as_json))
+
+
+@app.command()
+def conformance(
+    config: ConfigPath = DEFAULT_CONFIG,
+    output: Annotated[
+        Path | None, typer.Option("--output", help="The Markdown file to write; without it, the terminal.")
+    ] = None,
+) -> None:
+    """Write the DICOM conformance statement (PS3.2) of this configuration."""
+    from dicom_node.config import read_config
+    from dicom_node.conformance import statement
+
+    text = statement(read_config(config))
+    if output is None:
+        typer.echo(text, nl=False)
+    else:
+        output.write_text(text, encoding="utf-8")
 
 
 @app.command()
@@ -398,6 +482,32 @@ def jobs_cancel(context: typer.Context, job: JobNumber, config: JobsConfigPath =
 
     with _database(config or context.obj) as engine:
         typer.echo(story.cancel(engine, job))
+
+
+@shadow_app.callback(invoke_without_command=True)
+def _shadow(context: typer.Context, config: ConfigPath = DEFAULT_CONFIG, as_json: AsJson = False) -> None:
+    """Without a command: structure by structure, over all series that were compared."""
+    from dicom_node import shadow_runs
+
+    context.obj = config
+    if context.invoked_subcommand is None:
+        with _database(config) as engine:
+            _tell(shadow_runs.report(engine), as_json)
+
+
+@shadow_app.command("run")
+def shadow_run(context: typer.Context, job: JobNumber, config: JobsConfigPath = None) -> None:
+    """Compare one job now; the worker does so by itself whenever it has nothing else to do."""
+    from dicom_node import shadow
+    from dicom_node.config import read_config
+    from dicom_node.supervisor import SUPERVISED
+
+    if os.environ.get(SUPERVISED):
+        shadow.end_with_the_worker()
+    path = config or context.obj
+    with _database(path) as engine:
+        run = shadow.compare(engine, read_config(path), job)
+    typer.echo(f"job {job}: {run.failure or f'{len(run.agreements or ())} structure(s) compared'}")
 
 
 @models_app.command("list")

@@ -8,12 +8,10 @@ Never judges a model on patients: that is the clinic's to do, and the report say
 from __future__ import annotations
 
 import json
-import platform
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
 from hashlib import sha256
-from importlib.metadata import PackageNotFoundError, version
 from io import BytesIO
 from pathlib import Path
 
@@ -22,8 +20,9 @@ from numpy.typing import NDArray
 from pydicom import dcmread
 from pydicom.dataset import Dataset
 
-from dicom_node import __version__, contouring, migrate, other_reader, rt_struct, rt_struct_check
+from dicom_node import contouring, migrate, other_reader, rt_struct, rt_struct_check
 from dicom_node.acquisitions import ACQUISITIONS, BALL, OBLIQUE, Acquisition
+from dicom_node.commissioned import facts_of, settings_of
 from dicom_node.commissioning_report import (
     Commissioning,
     Figure,
@@ -70,7 +69,6 @@ _REFUSED = ("water phantom", "Catphan-like phantom")
 _BY_THE_NETWORK = ("no_structures", "not_this_anatomy", Refusal.NOTHING_FOUND)
 """Refused for any other reason, a body has not come as far as the network."""
 _REFUSED_GRID = (50, 128, (3.0, 3.90625, 3.90625))
-_LIBRARIES = ("pydicom", "pynetdicom", "rt-utils", "numpy", "onnxruntime", "onnxruntime-gpu")
 
 
 # --- the run ------------------------------------------------------------------------------------------
@@ -100,9 +98,11 @@ def commission(
     for point in _points(config, package, options):
         progress(f"{'ok' if point.holds else 'NO':<3} {point.name}: {point.problem or point.detail}")
         points.append(point)
-    facts = _facts(config_path, package, contouring.segmenter_of(package, config).device)
-    drifted = () if known is None else tuple(drifts(facts, points, known))
-    done = Commissioning(now, facts, tuple(points), drifted, None if baseline is None else baseline.name)
+    device = contouring.segmenter_of(package, config).device
+    facts, settings = facts_of(config_path, package.description, device), settings_of(config)
+    drifted = () if known is None else tuple(drifts(facts, settings, points, known))
+    name = None if baseline is None else baseline.name
+    done = Commissioning(now, facts, tuple(points), drifted, name, settings)
     output.mkdir(parents=True, exist_ok=True)
     stem = output / f"commissioning-{now:%Y%m%dT%H%M%SZ}"
     stem.with_suffix(".json").write_text(json.dumps(as_json(done), indent=2) + "\n", encoding="utf-8")
@@ -139,10 +139,11 @@ def _points(config: Config, package: ModelPackage, options: RtStructOptions) -> 
 def _approval(config: Config, package: ModelPackage) -> Point:
     described = package.description
     detail = f"{described.name} {described.version}, sha256 {described.sha256}"
-    if config.model.approved_sha256 == described.sha256:
+    approved = config.model.approved_of(config.model.package)
+    if approved == described.sha256:
         return Point("the model is the approved one", detail)
     problem = (
-        f"model.approved_sha256 is {config.model.approved_sha256 or 'not set'}, the model's is "
+        f"model.approved_sha256 is {approved or 'not set'}, the model's is "
         f"{described.sha256}: nothing is sent until a physicist sets it"
     )
     return Point("the model is the approved one", detail, problem=problem)
@@ -301,26 +302,3 @@ def _refusal(body: str, config: Config, scratch: Path) -> Point:
         return Point(name, "", problem=problem.reason)
     found = ", ".join(roi["name"] for roi in report["rois"] if roi["contours"])
     return Point(name, "", problem=f"it came back with {found}")
-
-
-# --- facts --------------------------------------------------------------------------------------
-
-
-def _facts(config_path: Path, package: ModelPackage, device: str) -> dict[str, str]:
-    described = package.description
-    return {
-        "program": __version__,
-        "model": f"{described.name} {described.version}",
-        "model sha256": described.sha256,
-        "configuration sha256": sha256(config_path.read_bytes()).hexdigest(),
-        "device": device,
-        "Python": platform.python_version(),
-        **{library: found for library in _LIBRARIES if (found := _version(library)) is not None},
-    }
-
-
-def _version(library: str) -> str | None:
-    try:
-        return version(library)
-    except PackageNotFoundError:
-        return None

@@ -9,15 +9,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from dicom_node.commissioned import changes
 from dicom_node.errors import PermanentError
-
-THE_SAME = ("program", "model sha256", "configuration sha256", "device")
-"""Facts that a baseline must share, or it is no baseline."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +67,7 @@ class Commissioning:
     Attributes:
         made_at: aware, UTC.
         facts: versions, hashes and the device, by name.
+        settings: the configuration in use, key by key.
         drifts: what differs from the baseline, in words.
     """
 
@@ -77,6 +76,7 @@ class Commissioning:
     points: tuple[Point, ...]
     drifts: tuple[str, ...] = ()
     baseline: str | None = None
+    settings: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def holds(self) -> bool:
@@ -89,12 +89,18 @@ class Baseline:
     """What an earlier run found.
 
     Attributes:
+        made_at: ISO 8601, as the report has it.
+        has_held: whether all its points did.
         facts: by name.
         figures: values by point and by figure.
+        settings: None where its version did not keep them.
     """
 
+    made_at: str
+    has_held: bool
     facts: Mapping[str, str]
     figures: Mapping[str, Mapping[str, float]]
+    settings: Mapping[str, str] | None = None
 
 
 class BaselineError(PermanentError):
@@ -113,16 +119,18 @@ def read_baseline(path: Path) -> Baseline:
         figures = {
             point["name"]: {one["name"]: float(one["value"]) for one in point["figures"]} for point in points
         }
+        made_at, has_held = str(known["made_at"]), bool(known["holds"])
+        settings = None if known.get("settings") is None else dict(known["settings"])
     except (OSError, ValueError, TypeError, KeyError) as problem:
         raise BaselineError(f"{path}: is no report of `anatomynode commission`: {problem!r}") from problem
-    return Baseline(facts, figures)
+    return Baseline(made_at, has_held, facts, figures, settings)
 
 
-def drifts(facts: Mapping[str, str], points: Sequence[Point], known: Baseline) -> Iterator[str]:
+def drifts(
+    facts: Mapping[str, str], settings: Mapping[str, str], points: Sequence[Point], known: Baseline
+) -> Iterator[str]:
     """What differs from the baseline, in words."""
-    for name in THE_SAME:
-        if facts[name] != known.facts.get(name):
-            yield f"{name} was {known.facts.get(name)} and is {facts[name]}: commission anew"
+    yield from changes(facts, settings, known.facts, known.settings)
     for name in known.figures.keys() - {point.name for point in points}:
         yield f"{name}: the baseline has this point, this run has not"
     for point in points:
@@ -148,6 +156,7 @@ def as_json(done: Commissioning) -> dict[str, Any]:
         "made_at": done.made_at.isoformat(timespec="seconds"),
         "holds": done.holds,
         "facts": dict(done.facts),
+        "settings": dict(done.settings),
         "points": [{**asdict(point), "holds": point.holds} for point in done.points],
         "baseline": done.baseline,
         "drifts": list(done.drifts),

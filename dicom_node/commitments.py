@@ -14,7 +14,7 @@ from pydicom.uid import generate_uid
 from sqlalchemy import Select, func, select
 from sqlalchemy.orm import Session
 
-from dicom_node import jobs
+from dicom_node import jobs, timings
 from dicom_node.commitment_status import Fate, Meaning, Report, of_action, of_failure
 from dicom_node.config import Destination
 from dicom_node.retry import is_due
@@ -152,6 +152,7 @@ def weigh(session: Session, destination: Destination, delay_s: Callable[[int], f
             continue  # ended meanwhile, or about an earlier storing
         if request.failure_reason is None:
             reason = f"{destination.name} has committed itself to it"
+            timings.committed(session, delivery, at)
             _end(session, delivery, DeliveryState.COMMITTED, reason, at)
         else:
             _not_kept(session, delivery, of_failure(request.failure_reason), destination, delay_s, at)

@@ -14,7 +14,7 @@ from random import Random
 from pydicom.uid import RTStructureSetStorage
 from sqlalchemy import Engine
 
-from dicom_node import commitments, logs, storage_commitment
+from dicom_node import commitments, logs, storage_commitment, timings
 from dicom_node.commitment_status import Report
 from dicom_node.commitments import Question
 from dicom_node.config import Config, Destination
@@ -42,7 +42,7 @@ class Committer:
         rng = rng or Random()  # noqa: S311  (jitter, no secret)
         self._lanes = tuple(
             _Lane(config, destination, engine, clock, rng, stopping)
-            for destination in config.destinations
+            for destination in config.dicom_destinations
             if destination.storage_commitment.enabled
         )
         self._running = Lanes("commit", self._lanes, stopping, POLL_S)
@@ -140,6 +140,8 @@ class _Lane:
     def _answered(self, question: Question, status: int | None) -> None:
         with transaction(self._engine) as session:
             now = self._clock()
+            if status is not None:
+                timings.contact(session, self.name, True, now)
             if status == SUCCESS:
                 commitments.taken(session, question, now + self._settings.report_within_s)
             else:
@@ -149,7 +151,9 @@ class _Lane:
 
     def _put_off(self, question: Question, reason: str) -> None:
         with transaction(self._engine) as session:
-            again = self._clock() + self._delay_s(question.number)
+            now = self._clock()
+            timings.contact(session, self.name, False, now)
+            again = now + self._delay_s(question.number)
             commitments.put_off(session, question, f"stored; to be asked to commit itself: {reason}", again)
         log.warning("cannot ask for a commitment now", destination=self.name, reason=reason)
 

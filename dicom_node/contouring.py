@@ -32,7 +32,12 @@ from dicom_node.errors import (
 from dicom_node.preview import preview_of
 from dicom_node.rt_struct import IncompleteError, RtStruct, RtStructOptions
 from dicom_node.rt_struct_check import RtStructCheckError
-from inference.errors import DeviceUnavailableError, InferenceFailedError, OutsideModelError
+from inference.errors import (
+    DeviceMemoryError,
+    DeviceUnavailableError,
+    InferenceFailedError,
+    OutsideModelError,
+)
 from inference.flags import LEFT_OUT, NOT_FOUND
 from inference.segmentation import Segmentation
 from inference.segmenter import Segmenter
@@ -49,10 +54,18 @@ BY_UMASK = 0o666
 
 
 class ForwardPassError(TransientError):
-    """The network did not run through, mostly for want of the GPU's memory, which others may free again."""
+    """The network did not run through, mostly for want of the GPU's memory, which others may free again.
+
+    Attributes:
+        code: the same as a bounded word, for metrics.
+    """
 
     BEGINNING = "the network did not run through"
     """How each such reason begins, so that they can be counted."""
+
+    def __init__(self, problem: InferenceFailedError) -> None:
+        super().__init__(f"{self.BEGINNING}: {problem.reason}")
+        self.code = "device_memory" if isinstance(problem, DeviceMemoryError) else "forward_pass"
 
 
 @dataclass(frozen=True)
@@ -93,14 +106,39 @@ def contour(
     """Segment a series, write its RT Structure Set in each edition, and read those back against the mask.
 
     Raises:
+        as `segment` and `draw`.
+    """
+    return draw(series, segment(series, segmenter), options, *others)
+
+
+def segment(series: CtSeries, segmenter: Segmenter) -> Segmentation:
+    """Find the structures.
+
+    Raises:
         SeriesRejectedError: the volume is nothing that the model was made for.
-        IncompleteError: a structure was not found, and no edition does without it.
         ForwardPassError: the network did not run through; it may later.
         MemoryError: the machine has too little for this series.
+    """
+    try:
+        return segmenter.segment(series.volume)
+    except OutsideModelError as problem:
+        raise SeriesRejectedError(problem.code, problem.reason) from problem
+    except InferenceFailedError as problem:
+        raise ForwardPassError(problem) from problem
+
+
+def draw(
+    series: CtSeries, segmentation: Segmentation, options: RtStructOptions, *others: RtStructOptions
+) -> Contoured:
+    """Write the RT Structure Set of a segmentation in each edition, and read those back against the mask.
+
+    Raises:
+        SeriesRejectedError: nothing would be left of what was found.
+        IncompleteError: a structure was not found, and no edition does without it.
         RtStructCheckError: what was written is not what was segmented.
     """
     watch = Stopwatch()
-    segmentation = review.without(_segment(series, segmenter), options.leave_out)
+    segmentation = review.without(segmentation, options.leave_out)
     watch.seconds.update(segmentation.seconds)
     wanted = (options, *others)
     with watch.stage("rt_struct"):
@@ -318,15 +356,6 @@ def _told_of_files() -> Iterator[None]:
         yield
     except OSError as problem:
         raise PermanentError(f"{problem.filename or 'the disk'}: {problem.strerror}") from problem
-
-
-def _segment(series: CtSeries, segmenter: Segmenter) -> Segmentation:
-    try:
-        return segmenter.segment(series.volume)
-    except OutsideModelError as problem:
-        raise SeriesRejectedError(problem.code, problem.reason) from problem
-    except InferenceFailedError as problem:
-        raise ForwardPassError(f"{ForwardPassError.BEGINNING}: {problem.reason}") from problem
 
 
 def _report(

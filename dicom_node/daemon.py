@@ -19,7 +19,8 @@ from pathlib import Path
 
 from sqlalchemy import Engine, text
 
-from dicom_node import http_status, logs, metrics, migrate
+from dicom_node import audit_message, http_status, logs, metrics, migrate
+from dicom_node.audit_stream import AuditStream
 from dicom_node.config import Config, read_config
 from dicom_node.database import damaged, open_engine, reading, told_plainly
 from dicom_node.errors import ConfigurationError, TransientError
@@ -43,10 +44,7 @@ def serve(config_path: Path) -> int:
         ConfigurationError: the configuration or the storage folder is wrong.
     """
     with _alone(config_path, "serve") as (_, stop):
-        commands = {
-            name: [sys.executable, "-m", "dicom_node", name, "--config", str(config_path.resolve())]
-            for name in ("listen", "work")
-        }
+        commands = {name: _command(name, config_path) for name in ("listen", "work")}
         return Supervisor(commands, Notifier()).run(stop)
 
 
@@ -56,14 +54,24 @@ def listen(config_path: Path) -> None:
     Raises:
         ConfigurationError: something is wrong with the configuration or the machine.
     """
+    from dicom_node.http_port import HttpPort
     from dicom_node.listener import Listener  # keeps pynetdicom out of the supervisor
+    from dicom_node.page import Page
 
     notifier = Notifier()
-    with _alone(config_path, "listen") as (config, stop), _database(config) as engine:
-        listener = Listener(config, engine)
-        figures = metrics.exposition(metrics.NodeCollector(engine, config, listener.figures))
-        status = http_status.HttpStatus(
-            config.http, figures, lambda: http_status.readiness(engine, config, lambda: listener.is_listening)
+    with (
+        _alone(config_path, "listen") as (config, stop),
+        _database(config) as engine,
+        _audited(config, "listen") as audit,
+    ):
+        listener = Listener(config, engine, audit=audit)
+        collector = metrics.NodeCollector(engine, config, listener.figures, audit=audit)
+        figures = metrics.exposition(collector)
+        status = HttpPort(
+            config.http,
+            figures,
+            lambda: http_status.readiness(engine, config, lambda: listener.is_listening),
+            Page(engine, config) if config.http.shows_page else None,
         )
         listener.start()
         status.start()
@@ -87,10 +95,43 @@ def work(config_path: Path) -> None:
     from dicom_node.worker import Worker
 
     notifier = Notifier()
-    with _alone(config_path, "work") as (config, stop), _database(config) as engine:
-        worker = Worker(config, engine, lambda package: contouring.segmenter_of(package, config), time.time)
+    with (
+        _alone(config_path, "work") as (config, stop),
+        _database(config) as engine,
+        _audited(config, "work") as audit,
+    ):
+        worker = Worker(
+            config,
+            engine,
+            lambda package: contouring.segmenter_of(package, config),
+            time.time,
+            shadow_command=_command("shadow", config_path, "run"),
+            audit=audit,
+        )
         worker.run(stop, ready=lambda: notifier.ready("waiting for series"), alive=notifier.alive)
         notifier.stopping()
+
+
+@contextmanager
+def _audited(config: Config, program: str) -> Iterator[AuditStream]:
+    """The stream of audit messages, which begins and ends with the word that the program does.
+
+    Raises:
+        ConfigurationError: its certificates cannot be used.
+    """
+    stream = AuditStream(config, program)
+    stream.start()
+    stream.emit(lambda: audit_message.application(stream.own_title, program, True, stream.clock()))
+    try:
+        yield stream
+    finally:
+        stream.emit(lambda: audit_message.application(stream.own_title, program, False, stream.clock()))
+        stream.stop()
+
+
+def _command(name: str, config_path: Path, *more: str) -> list[str]:
+    """The argument list that runs a command of ours with this configuration."""
+    return [sys.executable, "-m", "dicom_node", name, "--config", str(config_path.resolve()), *more]
 
 
 def _begin(config_path: Path, program: str) -> Config:

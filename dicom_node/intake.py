@@ -246,10 +246,12 @@ def _arrive(connection: Connection, instance_id: int, association_id: int, now: 
 def _touch_series() -> Any:
     """Make a new instance's series or note when the instance came; the series' id.
 
-    A clock that was set back must not make the last instance older than it was.
+    A clock that was set back must not make the last instance older than it was, nor a late one seem to be
+    one of those that the series was complete with.
     """
     statement = upsert(Series)
-    last = func.max(Series.last_instance_at, statement.excluded.last_instance_at)
+    completed_at = func.coalesce(Series.completed_at, 0.0)
+    last = func.max(Series.last_instance_at, statement.excluded.last_instance_at, completed_at)
     return statement.on_conflict_do_update(
         index_elements=[Series.series_instance_uid],
         set_={"last_instance_at": last, "slices_removed_at": None},

@@ -103,7 +103,7 @@ def configure(settings: config.Logging, program: str, stream: TextIO | None = No
 
 
 def hush_libraries() -> None:
-    """For a command that tells what became of it in its own words: no complaints of the DICOM libraries beside."""
+    """For a command that tells what became of it in its own words: no library's complaints beside."""
     for library in DATA_SET_LIBRARIES:
         logging.getLogger(library).setLevel(logging.CRITICAL)
 

@@ -28,26 +28,29 @@ from sqlalchemy import Engine, func, select, true
 from sqlalchemy.orm import Session
 
 from dicom_node import __version__
+from dicom_node.audit_stream import AuditStream
 from dicom_node.config import Config
 from dicom_node.database import reading
 from dicom_node.delivery_figures import DestinationFigures, read_figures
+from dicom_node.history import Histograms, History, Labels
 from dicom_node.reception_figures import ReceptionFigures
 from dicom_node.retention import Cause
 from dicom_node.schema import (
     Commitment,
     Companion,
     Constancy,
+    Contact,
     Delivery,
     Discarded,
     Job,
     Removal,
     Series,
-    Transition,
     WorkerStatus,
 )
+from dicom_node.shadow_runs import AgreementHistory
 from dicom_node.states import COMPANION_TRANSITIONS, CompanionKind, DeliveryState, JobState, SeriesState
 from dicom_node.tls import days_left
-from dicom_node.turnaround import Histogram, TurnaroundHistory
+from inference.flags import FLAGS, LEFT_OUT
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 BOUNDED_WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,63}")
@@ -57,6 +60,8 @@ BYTES_A_MIB = 1 << 20
 WORKER_NUMBERS = {
     "warm_up_seconds": "How long the network's warm-up took.",
     "peak_memory_bytes": "The most memory that the worker has used.",
+    "audit_messages_sent": "Audit messages of the worker that were brought out.",
+    "audit_messages_lost": "Audit messages of the worker that were not.",
     "open_series": "Series whose slices are decoded as they arrive.",
     "open_series_bytes": "Memory that they take.",
 }
@@ -72,27 +77,37 @@ class NodeCollector(Collector):
         config: the configuration in use.
         reception: the listener's counters.
         clock: UTC epoch seconds.
+        audit: the listener's stream of audit messages; None: it has none.
     """
 
     engine: Engine
     config: Config
     reception: ReceptionFigures
     clock: Callable[[], float] = time.time
-    _history: TurnaroundHistory = field(default_factory=TurnaroundHistory)
+    audit: AuditStream | None = None
+    _agreement: AgreementHistory = field(default_factory=AgreementHistory)
+    _history: History = field(default_factory=History)
 
     def collect(self) -> Iterator[Metric]:
         """All figures at this moment."""
         with reading(self.engine) as session:
             self._history.read(session)
-            yield from _series_and_jobs(session, self.clock())
+            yield from _series_and_jobs(session, self._history.transitions, self.clock())
             yield from _deliveries(session, self.config, self.clock())
+            yield from _contacts(session, self.config)
             yield from _companions(session, self.config)
-            yield from _worker(session, self.clock())
+            yield from _worker(session, self.config, self.clock())
             yield from _constancy(session)
+            self._agreement.read(session)
             yield from _discarded(session, self.config)
             yield from _removals(session)
         yield from _durations(self._history)
+        yield from _shadow(self._agreement)
+        yield from _structures(self._history)
         yield from _reception(self.reception)
+        if self.audit is not None and self.audit.is_on:
+            yield _total("audit_messages_sent", "Audit messages that were brought out.", self.audit.sent)
+            yield _total("audit_messages_lost", "Audit messages that were not.", self.audit.lost)
         yield from _disk(self.config)
         yield from _certificates(self.config, self.clock())
         yield _labelled("build_info", "The version that runs; always 1.", ("version",), {(__version__,): 1})
@@ -110,7 +125,7 @@ def exposition(collector: NodeCollector) -> Callable[[], bytes]:
     return lambda: generate_latest(registry)
 
 
-def _series_and_jobs(session: Session, now: float) -> Iterator[Metric]:
+def _series_and_jobs(session: Session, transitions: Mapping[Labels, int], now: float) -> Iterator[Metric]:
     series = _count(session, Series.state)
     yield _labelled(
         "series", "Series by state.", ("state",), {(state,): series.get(state, 0) for state in SeriesState}
@@ -130,12 +145,11 @@ def _series_and_jobs(session: Session, now: float) -> Iterator[Metric]:
         key = (str(state), _word(code) if len(reasons) < MAX_CODES else OTHER)
         reasons[key] = reasons.get(key, 0) + count
     yield _labelled("jobs_by_reason", "Jobs by state and reason.", ("state", "reason"), reasons)
-    changes = _count(session, Transition.to_state, Transition.subject == "job")
     yield _counted(
         "job_transitions",
         "How often a job came into a state.",
         "state",
-        {state: changes.get(state, 0) for state in JobState},
+        {state: float(transitions.get((state,), 0)) for state in JobState},
     )
     oldest = session.scalar(select(func.min(Job.created_at)).where(Job.state == JobState.QUEUED))
     yield _gauge("queue_age_seconds", "Age of the oldest job that waits for the worker.", _age(oldest, now))
@@ -183,6 +197,24 @@ def _deliveries(session: Session, config: Config, now: float) -> Iterator[Metric
         "When the destination last stored a result (UTC epoch); absent before the first.",
         ("destination",),
         {(one.destination,): one.last_success_at for one in figures if one.last_success_at is not None},
+    )
+
+
+def _contacts(session: Session, config: Config) -> Iterator[Metric]:
+    """Nothing of a destination that nothing was sent to yet."""
+    contacts = [session.get(Contact, one.name) for one in config.destinations]
+    known = [one for one in contacts if one is not None]
+    yield _labelled(
+        "destination_reachable",
+        "1 where the last try found the destination, whatever it answered.",
+        ("destination",),
+        {(one.destination,): float(one.is_reached) for one in known},
+    )
+    yield _labelled(
+        "destination_last_reached_timestamp_seconds",
+        "When the destination last answered (UTC epoch).",
+        ("destination",),
+        {(one.destination,): one.reached_at for one in known if one.reached_at is not None},
     )
 
 
@@ -239,14 +271,14 @@ def _companions(session: Session, config: Config) -> Iterator[Metric]:
     )
 
 
-def _worker(session: Session, now: float) -> Iterator[Metric]:
+def _worker(session: Session, config: Config, now: float) -> Iterator[Metric]:
     status = session.get(WorkerStatus, 1)
     if status is None:
         return
     yield _gauge(
         "worker_heartbeat_age_seconds",
         "Since the worker's last sign of life.",
-        _age(status.heartbeat_at, now),
+        abs(now - status.heartbeat_at),  # see `http_status.py`
     )
     figures = status.figures
     model = figures.get("model") or {}
@@ -263,6 +295,9 @@ def _worker(session: Session, now: float) -> Iterator[Metric]:
         "1 where the model is the approved one, so that its results are sent.",
         float(bool(model.get("approved"))),
     )
+    yield _gauge("worker_gpu_used", "1 where the network runs on a GPU.", float(words["device"] == "cuda"))
+    wanted = float(config.inference.device == "cuda")
+    yield _gauge("worker_gpu_wanted", "1 where the configuration asks for a GPU.", wanted)
     yield _gauge("worker_busy", "1 while a job is contoured.", float(figures.get("running_job") is not None))
     for name, meaning in WORKER_NUMBERS.items():
         if isinstance(figures.get(name), int | float):
@@ -277,6 +312,24 @@ def _constancy(session: Session) -> Iterator[Metric]:
     yield _gauge("constancy_last_run_timestamp_seconds", "When constancy was last checked.", last.made_at)
     yield _gauge("constancy_failed_points", "Points that did not hold then.", last.failed_points)
     yield _gauge("constancy_drifts", "What had drifted from the baseline then.", last.drifts)
+
+
+def _shadow(history: AgreementHistory) -> Iterator[Metric]:
+    """Nothing before the first comparison with a candidate."""
+    if history.last_at is None:
+        return
+    of_model = "model", "version"
+    for name, meaning, counts in (
+        ("shadow_compared_series", "Series on which a candidate was compared.", history.compared),
+        ("shadow_failed_series", "Series on which a candidate could not be compared.", history.failures),
+    ):
+        values = {tuple(map(_word, model)): float(count) for model, count in counts.items()}
+        yield _labelled(name, meaning, of_model, values)
+    meaning = "Dice of a candidate's structure with the approved model's; 0 where only one has it."
+    dice = {tuple(map(_word, words)): histogram for words, histogram in history.dice.items()}
+    yield _histogram("shadow_dice", meaning, (*of_model, "structure"), dice)
+    meaning = "When a candidate was last compared (UTC epoch)."
+    yield _gauge("shadow_last_run_timestamp_seconds", meaning, history.last_at)
 
 
 def _word(value: object) -> str:
@@ -310,20 +363,36 @@ def _removals(session: Session) -> Iterator[Metric]:
         yield _counted(name, meaning, "cause", counts)
 
 
-def _durations(history: TurnaroundHistory) -> Iterator[Metric]:
-    stages = HistogramMetricFamily(
-        "anatomynode_stage_seconds", "Duration of each stage of each job.", labels=("stage",)
+def _durations(history: History) -> Iterator[Metric]:
+    yield _histogram(
+        "turnaround_seconds",
+        "From a series' first or last slice until a destination had stored the RT-STRUCT.",
+        ("since", "model", "destination"),
+        history.turnarounds,
     )
-    for stage, histogram in sorted(history.stages.items()):
-        _add(stages, (stage,), histogram)
-    yield stages
-    turnaround = HistogramMetricFamily(
-        "anatomynode_turnaround_seconds",
-        "From the last slice until every destination had stored the RT-STRUCT.",
-        labels=(),
+    yield _histogram(
+        "stage_seconds",
+        "Duration of each stage of each job; with a destination for what follows its contouring.",
+        ("stage", "model", "destination"),
+        history.stages,
     )
-    _add(turnaround, (), history.turnaround)
-    yield turnaround
+    yield _histogram("step_seconds", "Duration of parts of stages.", ("step", "model"), history.steps)
+
+
+def _structures(history: History) -> Iterator[Metric]:
+    """What drifts when patients, scanners or the network do."""
+    each = ("structure", "model")
+    yield _histogram(
+        "structure_volume_cm3", "Volume of each structure that was drawn.", each, history.volumes_cm3
+    )
+    yield _histogram("structure_confidence", "Dice to be expected of it.", each, history.confidences)
+    sought = {labels: float(count) for labels, count in history.structures.items()}
+    yield _counters("structures", "How often a structure was looked for.", each, sought)
+    raised: dict[Labels, float] = {
+        (*labels, flag): 0.0 for labels in history.structures for flag in (*FLAGS, LEFT_OUT)
+    }
+    raised.update({labels: float(count) for labels, count in history.flags.items() if labels in raised})
+    yield _counters("structure_flags", "How often a structure looked odd.", (*each, "flag"), raised)
 
 
 def _reception(figures: ReceptionFigures) -> Iterator[Metric]:
@@ -331,6 +400,11 @@ def _reception(figures: ReceptionFigures) -> Iterator[Metric]:
     yield _total("instances_received", "New instances stored and acknowledged.", now.instances)
     yield _total("instance_bytes_received", "Bytes of their data sets.", now.instance_bytes)
     yield _total("instances_received_again", "Instances that were here already.", now.instances_again)
+    yield _total(
+        "own_results_returned",
+        "Instances thrown away that this program had made: somebody sends its results back.",
+        now.own_results_returned,
+    )
     yield _counted("instances_refused", "C-STOREs by failure status.", "status", now.instances_refused)
     yield _total("associations_accepted", "Associations that were let in.", now.associations_accepted)
     yield _gauge("associations_open", "Associations that are open now.", now.associations_open)
@@ -358,8 +432,8 @@ def _certificates(config: Config, now: float) -> Iterator[Metric]:
     yield _labelled("certificate_days_left", meaning, ("name",), left)
 
 
-def _count(session: Session, column: Any, *conditions: Any) -> dict[str, int]:
-    rows = session.execute(select(column, func.count()).where(*conditions).group_by(column))
+def _count(session: Session, column: Any) -> dict[str, int]:
+    rows = session.execute(select(column, func.count()).group_by(column))
     return {str(key): count for key, count in rows}
 
 
@@ -386,11 +460,18 @@ def _labelled(
 
 
 def _counted(name: str, meaning: str, label: str, values: Mapping[str, float]) -> Metric:
-    family = CounterMetricFamily(f"anatomynode_{name}", meaning, labels=(label,))
-    for word, value in values.items():
-        family.add_metric((word,), value)
+    return _counters(name, meaning, (label,), {(word,): value for word, value in values.items()})
+
+
+def _counters(name: str, meaning: str, labels: Labels, values: Mapping[Labels, float]) -> Metric:
+    family = CounterMetricFamily(f"anatomynode_{name}", meaning, labels=labels)
+    for words, value in values.items():
+        family.add_metric(words, value)
     return family
 
 
-def _add(family: HistogramMetricFamily, labels: tuple[str, ...], histogram: Histogram) -> None:
-    family.add_metric(labels, buckets=histogram.buckets(), sum_value=histogram.total_s)
+def _histogram(name: str, meaning: str, labels: Labels, histograms: Histograms) -> Metric:
+    family = HistogramMetricFamily(f"anatomynode_{name}", meaning, labels=labels)
+    for words, histogram in sorted(histograms.items()):
+        family.add_metric(words, buckets=histogram.buckets(), sum_value=histogram.total)
+    return family

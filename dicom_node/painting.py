@@ -129,16 +129,26 @@ def show(engine: Engine, number: int, storage: Storage, file: Path) -> None:
         CannotPaintError: it has no RT-STRUCT, or that or a slice is gone.
         PermanentError: the file cannot be written.
     """
+    series, data, report = drawn(engine, number, storage)
+    try:
+        write_preview(series, data, report, file)
+    except OSError as problem:
+        raise PermanentError(f"{file}: {problem.strerror}") from problem
+
+
+def drawn(engine: Engine, number: int, storage: Storage) -> tuple[CtSeries, bytes, dict[str, Any]]:
+    """A job's CT, the bytes of the structure set that stands for the job, and its report.
+
+    Raises:
+        NoSuchJobError: there is no job of this number.
+        CannotPaintError: it has no RT-STRUCT, or that or a slice is gone.
+    """
     with reading(engine) as session:
         job = job_of(session, number)
         edition = (job.rt_struct_file, job.rt_struct_sha256)
         order = _order(session, job, CompanionKind.PICTURES, edition, storage)
     with _told_of_what_is_gone():
-        series, data = _drawn(order)
-    try:
-        write_preview(series, data, dict(order.report), file)
-    except OSError as problem:
-        raise PermanentError(f"{file}: {problem.strerror}") from problem
+        return *_drawn(order), dict(order.report)
 
 
 @contextmanager

@@ -73,7 +73,7 @@ class Retention:
     def step(self) -> float:
         """Remove what is due of one series; when to look again."""
         now = self._clock()
-        if now < self._look_again_at:
+        if now < self._look_again_at <= now + LOOK_EVERY_S:  # else the clock was set back
             return self._look_again_at
         try:
             removed = self._remove_results(now) or self._remove_slices(now)
@@ -170,7 +170,7 @@ def _is_finished() -> ColumnElement[bool]:
         Series.pushed_again_at.is_(None),
         exists().where(Job.series_id == Series.id),
         ~exists().where(Job.series_id == Series.id, Job.state.not_in(list(JOB_ENDS))),
-        ~exists().where(Delivery.job_id.in_(of_series), Delivery.state.in_(waiting)),
+        ~exists().where(Delivery.job_id.in_(of_series), jobs.is_open()),
         ~exists().where(Companion.job_id.in_(of_series), Companion.state.in_(waiting)),
     )
 

@@ -41,6 +41,11 @@ def is_due(at: InstrumentedAttribute[_Time], now: float, longest_s: float) -> Co
     return or_(at <= now, at > now + longest_s)
 
 
+def has_come(at: float, now: float, longest_s: float) -> bool:
+    """The same of one time."""
+    return at <= now or at > now + longest_s
+
+
 def needs_a_person(pending_s: float, retry: Retry) -> bool:
     """Whether a delivery has been pending for so long that somebody should look at the destination."""
     return pending_s >= retry.alert_after_s

@@ -125,6 +125,13 @@ class Job(Base):
     model_name: Mapped[str]
     model_sha256: Mapped[str]
     template: Mapped[str] = mapped_column(default="default")
+    """The file that its rule names for names and colours; `default` where the destinations' own count."""
+    rule: Mapped[str | None]
+    """The rule of `routing` that asked for it; NULL where none is configured."""
+    destinations: Mapped[list[Any] | None]
+    """Names of those that are to get it; NULL means all."""
+    priority: Mapped[int] = mapped_column(default=0, server_default="0")
+    """Of two that wait the higher one runs first."""
     state: Mapped[JobState] = mapped_column(default=JobState.QUEUED)
     reason: Mapped[str | None]
     """Why it is in this state, for a person."""
@@ -274,6 +281,68 @@ class Discarded(Base):
     sop_class_uid: Mapped[str] = mapped_column(primary_key=True)
     instances: Mapped[int]
     size_bytes: Mapped[int]
+
+
+class ShadowRun(Base):
+    """How a candidate model's contours of a job's series agree with the job's; only figures are kept."""
+
+    __tablename__ = "shadow_runs"
+    __table_args__ = (UniqueConstraint("job_id", "model_sha256", name="one_run_a_candidate"),)
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    job_id: Mapped[int] = mapped_column(ForeignKey("jobs.id"))
+    model_name: Mapped[str]
+    model_version: Mapped[str]
+    model_sha256: Mapped[str]
+    at: Mapped[float]
+    seconds: Mapped[float | None]
+    failure: Mapped[str | None]
+    """Why there are no figures, for a person."""
+    agreements: Mapped[list[Any] | None]
+    """One a structure, with the fields of `agreement.Agreement`."""
+
+
+class Duration(Base):
+    """How long one stage of one job took. The first time counts, so no later event changes a histogram."""
+
+    __tablename__ = "durations"
+    __table_args__ = (UniqueConstraint("job_id", "stage", "destination", name="measured_once"),)
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    job_id: Mapped[int] = mapped_column(ForeignKey("jobs.id"))
+    stage: Mapped[str]
+    """See `timings.Stage`."""
+    destination: Mapped[str]
+    """Empty where the stage is that of the job."""
+    began_at: Mapped[float]
+    seconds: Mapped[float]
+
+
+class Finding(Base):
+    """What the first result of a job said of one structure; kept when results go."""
+
+    __tablename__ = "findings"
+    __table_args__ = (UniqueConstraint("job_id", "structure", name="found_once"),)
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    job_id: Mapped[int] = mapped_column(ForeignKey("jobs.id"))
+    structure: Mapped[str]
+    volume_cm3: Mapped[float | None]
+    """NULL where it is not drawn."""
+    confidence: Mapped[float | None]
+    flags: Mapped[list[Any]]
+
+
+class Contact(Base):
+    """When a destination was last tried, and last answered."""
+
+    __tablename__ = "contacts"
+
+    destination: Mapped[str] = mapped_column(primary_key=True)
+    tried_at: Mapped[float]
+    reached_at: Mapped[float | None]
+    is_reached: Mapped[bool]
+    """Whether the last try found it."""
 
 
 class WorkerStatus(Base):

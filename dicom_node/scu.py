@@ -32,8 +32,9 @@ from pynetdicom.sop_class import (
 
 from dicom_node.config import Destination
 from dicom_node.errors import AnatomyNodeError, ConfigurationError, PermanentError, TransientError
-from dicom_node.store_status import StoreKind, in_words, meaning
+from dicom_node.store_status import StoreKind, StoreOutcome, in_words, meaning
 from dicom_node.tls import client_context
+from dicom_node.uids import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
 
 # A file's data set is streamed as it is; without this pynetdicom decodes it and encodes it anew. The setting
 # concerns only `send_c_store` of a path, which nothing outside this module calls.
@@ -52,20 +53,6 @@ class UnreachableError(TransientError):
 
 class AssociationRefusedError(PermanentError):
     """The peer will not associate, or not for this storage class, until a person changes something."""
-
-
-@dataclass(frozen=True)
-class StoreOutcome:
-    """What became of one C-STORE.
-
-    Attributes:
-        status: the peer's answer; None where it gave none.
-        reason: one sentence for a person; without a word about the patient.
-    """
-
-    kind: StoreKind
-    status: int | None
-    reason: str
 
 
 @dataclass(frozen=True)
@@ -286,6 +273,8 @@ class _Connection:
 
 def _entity(destination: Destination, calling: str) -> AE:
     entity = AE(ae_title=calling)
+    entity.implementation_class_uid = IMPLEMENTATION_CLASS_UID
+    entity.implementation_version_name = IMPLEMENTATION_VERSION_NAME
     entity.connection_timeout = destination.connect_timeout_s
     entity.acse_timeout = destination.response_timeout_s
     entity.dimse_timeout = destination.response_timeout_s

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent import futures
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -20,27 +21,35 @@ from sqlalchemy import Engine, select
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
-from dicom_node import companions, contouring, jobs, logs, review, scu, siblings
+from dicom_node import companions, contouring, jobs, logs, outputs, review, scu, siblings
 from dicom_node.assembly import Assembler, spooled
+from dicom_node.audit_stream import AuditStream
 from dicom_node.committer import Committer
 from dicom_node.companion_sender import CompanionSender
 from dicom_node.config import Config
 from dicom_node.contouring import Contoured, ForwardPassError
+from dicom_node.ct_series import CtSeries
 from dicom_node.database import ChangeWatch, reading, transaction
 from dicom_node.decoding import Begun, Decoder, Spooled
 from dicom_node.deliverer import Deliverer
-from dicom_node.editions import Editions
-from dicom_node.errors import AnatomyNodeError, SeriesRejectedError, TransientError
-from dicom_node.jobs import Kept, Model, Result
+from dicom_node.dispatch import Dispatcher
+from dicom_node.errors import AnatomyNodeError, ConfigurationError, SeriesRejectedError, TransientError
+from dicom_node.jobs import Kept, Result
+from dicom_node.networks import Network, Networks
 from dicom_node.peer_count import PeerCounts
 from dicom_node.results import Results
 from dicom_node.retention import Retention
+from dicom_node.retry import has_come
 from dicom_node.rt_struct import IncompleteError, RtStruct
 from dicom_node.rt_struct_check import RtStructCheckError
 from dicom_node.schema import Job, Series
+from dicom_node.shadow import candidate_of
+from dicom_node.shadow_runner import ShadowRunner
 from dicom_node.siblings import Wait, Yield
 from dicom_node.states import JobState, SeriesState
+from dicom_node.transfers import audited
 from dicom_node.worker_figures import Heartbeat, WorkerFigures
+from inference.segmentation import Segmentation
 from inference.segmenter import Segmenter
 from models.card import ModelPackage
 
@@ -63,6 +72,9 @@ class Run:
         attempt: tells it from an earlier try that late slices have overtaken.
         predecessor_sop_instance_uid: the RT-STRUCT of an earlier revision.
         predecessors: what each destination has of it.
+        template: which of the network's editions are to be made.
+        addressees: for which destinations.
+        is_followed: whether another result of the same series and network waits.
     """
 
     job_id: int
@@ -72,6 +84,24 @@ class Run:
     predecessor_sop_instance_uid: str | None
     predecessors: Mapping[str, str]
     instances: tuple[Spooled, ...]
+    network: Network
+    template: str
+    addressees: tuple[str, ...]
+    is_followed: bool
+
+    @property
+    def made_of(self) -> tuple[str, tuple[Spooled, ...]]:
+        """What the segmentation follows from."""
+        return self.network.model.sha256, self.instances
+
+
+@dataclass(frozen=True)
+class Found:
+    """What the network found, for the next result of the same series."""
+
+    made_of: tuple[str, tuple[Spooled, ...]]
+    series: CtSeries
+    segmentation: Segmentation
 
 
 @dataclass(frozen=True)
@@ -98,6 +128,9 @@ class Worker:
         engine: Engine,
         segmenter_factory: Callable[[ModelPackage], Segmenter],
         clock: Callable[[], float],
+        monotonic: Callable[[], float] = time.monotonic,
+        shadow_command: Sequence[str] | None = None,
+        audit: AuditStream | None = None,
     ) -> None:
         """Read the model package and load the network.
 
@@ -106,6 +139,10 @@ class Worker:
             engine: on a migrated database.
             segmenter_factory: makes the network of a package; `contouring.segmenter_of` does.
             clock: UTC epoch seconds.
+            monotonic: seconds that nobody sets.
+            shadow_command: compares the job, whose number is put at its end, with the candidate of
+                `model.shadow`; None: nothing is compared.
+            audit: told of what is sent; None: nobody is.
 
         Raises:
             ConfigurationError: the package, the device or a destination's edition cannot be used.
@@ -113,35 +150,38 @@ class Worker:
         self._config = config
         self._engine = engine
         self._clock = clock
-        self._package = contouring.package_of(config.model)
-        self._segmenter = segmenter_factory(self._package)
-        description = self._package.description
-        self._model = Model(description.name, description.sha256)
-        self._editions = Editions.read(config, description)
+        self._monotonic = monotonic
+        self._networks = Networks(config, segmenter_factory)
+        self._dispatcher = Dispatcher(config, self._networks.models)
         self._decoder = Decoder()
         self._peer_counts = _peer_counts(config)
-        self._assembler = Assembler(config, engine, clock, self._model, self._decoder, self._peer_counts)
-        self._deliverer = Deliverer(config, engine, clock)
+        self._assembler = Assembler(
+            config, engine, clock, monotonic, self._dispatcher, self._decoder, self._peer_counts
+        )
+        self._audit = audit
+        store = outputs.storing if audit is None else audited(outputs.storing, audit)
+        self._deliverer = Deliverer(config, engine, clock, store)
         self._committer = Committer(config, engine, clock)
-        self._companions = CompanionSender(config, engine, clock)
+        self._companions = CompanionSender(config, engine, clock, store)
         self._results = Results(config.storage.results)
         self._retention = Retention(config, engine, clock)
+        self._shadow = None if shadow_command is None else self._shadow_runner(shadow_command)
         self._contouring = ThreadPoolExecutor(1, thread_name_prefix="contour")
         self._under_way: UnderWay | None = None
-        self._figures = WorkerFigures(clock())
+        self._found: Found | None = None
+        """The contouring thread's own."""
+        self._figures = WorkerFigures(clock(), monotonic)
+        default = self._networks.default
+        described = default.package.description
         self._figures.put(
-            device=self._segmenter.device,
+            device=self._networks.device,
             model={
-                "name": description.name,
-                "version": description.version,
-                "sha256": description.sha256,
-                "approved": self._is_approved,
+                "name": described.name,
+                "version": described.version,
+                "sha256": described.sha256,
+                "approved": default.is_approved,
             },
         )
-
-    @property
-    def _is_approved(self) -> bool:
-        return self._config.model.approved_sha256 == self._model.sha256
 
     def run(
         self,
@@ -158,9 +198,9 @@ class Worker:
         """
         with ExitStack() as at_end:
             at_end.callback(self.close)
-            warm_up_seconds = self._segmenter.warm_up()
+            warm_up_seconds = self._networks.warm_up()
             self._figures.put(warm_up_seconds=warm_up_seconds)
-            log.info("network is warm", device=self._segmenter.device, seconds=round(warm_up_seconds, 3))
+            log.info("network is warm", device=self._networks.device, seconds=round(warm_up_seconds, 3))
             self.recover()
             watch = ChangeWatch(self._engine)
             at_end.callback(watch.close)
@@ -182,7 +222,9 @@ class Worker:
                 log.error("the outcome cannot be kept; contoured again after the start", exc_info=problem)
 
     def close(self) -> None:
-        """End the threads of contouring, decoding and asking."""
+        """End the threads of contouring, decoding and asking, and the candidate's process."""
+        if self._shadow is not None:
+            self._shadow.close()
         self._contouring.shutdown()
         self._decoder.close()
         if self._peer_counts is not None:
@@ -204,23 +246,48 @@ class Worker:
 
     def step(self) -> float:
         """Do what is due now, and begin a job where none runs; when time alone will make more due."""
-        self._figures.progress(self._clock())
+        self._figures.progress()
         self._record()
         look_again_at = min(self._assembler.step(), self._retention.step())
+        if self._audit is not None and self._audit.is_on:
+            self._figures.put(audit_messages_sent=self._audit.sent, audit_messages_lost=self._audit.lost)
         self._figures.put(open_series=self._decoder.open_series, open_series_bytes=self._decoder.size_bytes)
         if self._under_way is not None:
             return look_again_at
         run, job_look_again_at = self._next_run()
         if run is None:
-            return min(look_again_at, job_look_again_at)
+            is_idle = not self._assembler.is_busy and job_look_again_at == math.inf
+            return min(look_again_at, job_look_again_at, self._clock() + self._compare(is_idle))
+        self._compare(is_idle=False)
         self._begin(run)
         # Not at once: this thread would take the interpreter from the one that contours.
         return look_again_at
 
+    def _compare(self, is_idle: bool) -> float:
+        """Have a candidate compared while there is nothing else to do; seconds until it is looked after."""
+        if self._shadow is None:
+            return math.inf
+        if is_idle:
+            return self._shadow.step()
+        self._shadow.give_way()
+        return math.inf
+
+    def _shadow_runner(self, command: Sequence[str]) -> ShadowRunner | None:
+        """None where the candidate cannot be used: the approved model does its work without it."""
+        settings = candidate_of(self._config)
+        if settings is None:
+            return None
+        try:
+            candidate = contouring.package_of(settings.model).description
+        except ConfigurationError as problem:
+            log.error("the candidate of model.shadow cannot be used", problems=problem.problems)
+            return None
+        return ShadowRunner(command, candidate, self._engine, self._clock, self._monotonic)
+
     def finish(self) -> None:
         """Wait for the job that runs, and record what became of it."""
         while self._under_way is not None:
-            self._figures.progress(self._clock())
+            self._figures.progress()
             futures.wait((self._under_way.outcome,), POLL_S)
             self._record()
 
@@ -239,12 +306,13 @@ class Worker:
         A commit is seen at the next poll, not at once: hundreds of slices a second must not keep this
         process busy with looking, and the listener short of the core.
         """
+        until = self._monotonic() + look_again_at - self._clock()
         while not stop.is_set():
-            now = self._clock()
-            self._figures.progress(now)
-            if now >= look_again_at:
+            self._figures.progress()
+            left_s = until - self._monotonic()
+            if left_s <= 0:
                 return
-            pause_s = min(POLL_S, look_again_at - now)
+            pause_s = min(POLL_S, left_s)
             if self._under_way is None:
                 stop.wait(pause_s)
             elif futures.wait((self._under_way.outcome,), pause_s).done:
@@ -264,35 +332,36 @@ class Worker:
                 job, now = session.get_one(Job, job_id), self._clock()
                 if job.state is not JobState.QUEUED:
                     continue
-                if job.not_before is not None and now < job.not_before:
+                longest_s = self._config.retry.max_delay_s
+                if job.not_before is not None and not has_come(job.not_before, now, longest_s):
                     look_again_at = min(look_again_at, job.not_before)
                     continue
-                if self._is_set_aside(session, job, now):
+                network = self._networks.of(job.model_sha256)
+                if self._is_set_aside(session, job, now) or network is None:
                     continue
-                spacing_mm = self._package.description.input.spacing_mm[0]
-                match siblings.judge(session, job, self._config, spacing_mm, now):
+                match siblings.judge(session, job, self._config, network.spacing_mm, now):
                     case Wait(until):
                         look_again_at = min(look_again_at, until)
                     case Yield(reason):
                         jobs.move(session, job, JobState.IGNORED, now, reason, "other_reconstruction")
                     case None:
-                        return self._start(session, job, now), now
+                        return self._start(session, job, network, now), now
         return None, look_again_at
 
     @staticmethod
     def _queued(session: Session) -> list[int]:
-        """Jobs of complete series, those first that never killed a worker, then by age."""
+        """Jobs of complete series by priority, those first that never killed a worker, then by age."""
         return list(
             session.scalars(
                 select(Job.id)
                 .join(Series, Series.id == Job.series_id)
                 .where(Job.state == JobState.QUEUED, Series.state == SeriesState.COMPLETE)
-                .order_by(Job.attempts, Job.created_at, Job.id)
+                .order_by(Job.priority.desc(), Job.attempts, Job.created_at, Job.id)
             )
         )
 
     def _is_set_aside(self, session: Session, job: Job, now: float) -> bool:
-        """Whether the job is for an earlier revision or another model, or the model may not send."""
+        """Whether the job is for an earlier revision, not what the rules ask for now, or may not send."""
         series = session.get_one(Series, job.series_id)
         if job.revision != series.revision:
             reason = f"revision {series.revision} of the series has taken the place of {job.revision}"
@@ -305,25 +374,46 @@ class Worker:
             )
             jobs.move(session, job, JobState.REJECTED, now, reason, "slices_removed")
             return True
-        if job.model_sha256 != self._model.sha256:
-            reason = f"made for model {job.model_sha256}; this node now runs {self._model.sha256}"
-            jobs.move(session, job, JobState.CANCELLED, now, reason, "model_exchanged")
-            jobs.ensure_job(session, series, self._model, now, "contoured by the model that runs now")
-            return True
-        if self._is_approved:
+        return self._is_routed_elsewhere(session, job, series, now) or self._is_held(session, job, now)
+
+    def _is_routed_elsewhere(self, session: Session, job: Job, series: Series, now: float) -> bool:
+        """Whether the configuration, perhaps another one than when it was made, no longer asks for it."""
+        orders = self._dispatcher.orders(session, series, jobs.was_asked_for(session, job))
+        order = next((order for order in orders if order.asks_for(job)), None)
+        if order is not None:
+            return jobs.follow(session, job, order, now)
+        network = self._networks.of(job.model_sha256)
+        if network is None:
+            running = ", ".join(order.model.sha256 for order in orders)
+            reason, code = (
+                f"made for model {job.model_sha256}; this node now runs {running}",
+                "model_exchanged",
+            )
+        else:
+            asked = f"{network.name} with the template {job.template}"
+            reason, code = f"no rule asks for {asked} here any more", "routing_changed"
+        jobs.move(session, job, JobState.CANCELLED, now, reason, code)
+        for order in orders:
+            jobs.ensure_job(session, series, order, now, "contoured as the configuration says now")
+        return True
+
+    def _is_held(self, session: Session, job: Job, now: float) -> bool:
+        """Whether its model may not send; it then waits for a person."""
+        network = self._networks.of(job.model_sha256)
+        if network is None or network.is_approved:
             return False
-        approved = self._config.model.approved_sha256 or "not set"
+        approved = self._config.model.approved_of(network.name) or "not set"
         reason = (
-            f"model {self._model.name} has the sha256 {self._model.sha256}, but model.approved_sha256 is "
+            f"model {network.name} has the sha256 {network.model.sha256}, but model.approved_sha256 is "
             f"{approved}: have a physicist commission it, set model.approved_sha256 to it, restart, and "
             f"run `anatomynode jobs release {job.id}`"
         )
         jobs.move(session, job, JobState.HELD, now, reason, "model_not_approved")
-        log.warning("held: the model is not approved", job=job.id, sha256=self._model.sha256)
+        log.warning("held: the model is not approved", job=job.id, sha256=network.model.sha256)
         return True
 
-    def _start(self, session: Session, job: Job, now: float) -> Run:
-        jobs.start(session, job, now, f"contouring begins on {self._segmenter.device}")
+    def _start(self, session: Session, job: Job, network: Network, now: float) -> Run:
+        jobs.start(session, job, now, f"contouring begins on {self._networks.device}")
         instances = tuple(spooled(session, self._config.storage.spool, job.series_id))
         return Run(
             job_id=job.id,
@@ -333,13 +423,20 @@ class Worker:
             predecessor_sop_instance_uid=job.predecessor_sop_instance_uid,
             predecessors=jobs.predecessors(session, job),
             instances=instances,
+            network=network,
+            template=job.template,
+            addressees=self._addressees(job),
+            is_followed=jobs.is_followed(session, job),
         )
+
+    def _addressees(self, job: Job) -> tuple[str, ...]:
+        return tuple(jobs.addressees(job, [destination.name for destination in self._config.destinations]))
 
     # --- one job -----------------------------------------------------------------------------------
 
     def _begin(self, run: Run) -> None:
         """Hand the series over to the thread that contours; what comes late is decoded anew, beside it."""
-        self._figures.job_begins(run.job_id, self._clock())
+        self._figures.job_begins(run.job_id)
         begun = self._decoder.take(run.series_id)
         self._under_way = UnderWay(run, self._contouring.submit(self._result, run, begun))
 
@@ -368,16 +465,39 @@ class Worker:
 
     def _contoured(self, run: Run, begun: Begun) -> Result:
         watch = contouring.Stopwatch()
-        with watch.stage("decode"):
-            series = self._decoder.whole(begun, run.instances).build(self._config.series.min_slices)
+        series, segmentation = self._segmented(run, begun, watch)
         created_at = datetime.fromtimestamp(run.created_at, UTC)
-        editions = self._editions.of_job(created_at, run.predecessor_sop_instance_uid, run.predecessors)
-        done = contouring.contour(series, self._segmenter, *(options for options, _ in editions))
+        editions = run.network.editions[run.template].of_job(
+            created_at, run.predecessor_sop_instance_uid, run.predecessors, run.addressees
+        )
+        done = contouring.draw(series, segmentation, *(options for options, _ in editions))
         seconds = {stage: round(value, 4) for stage, value in {**watch.seconds, **done.seconds}.items()}
         done = replace(done, report={**done.report, "seconds": seconds}, seconds=seconds)
         why = review.why_to_hold(series, done.segmentation, self._config.review.hold)
-        held = review.holds(series, done.segmentation, self._config)
+        holds = review.holds(series, done.segmentation, self._config)
+        held = {name: why for name, why in holds.items() if name in run.addressees}
         return replace(self._kept(done, [names for _, names in editions]), hold=why, holds=held)
+
+    def _segmented(
+        self, run: Run, begun: Begun, watch: contouring.Stopwatch
+    ) -> tuple[CtSeries, Segmentation]:
+        """The volume and what the network finds in it, unless the run before has just found the same."""
+        found, self._found = self._found, None
+        if found is None or found.made_of != run.made_of:
+            with watch.stage("decode"):
+                series = self._decoder.whole(begun, run.instances).build(self._config.series.min_slices)
+            found = Found(run.made_of, series, self._find(series, run.network))
+        if run.is_followed:
+            self._found = replace(found, segmentation=replace(found.segmentation, seconds={}))
+        return found.series, found.segmentation
+
+    def _find(self, series: CtSeries, network: Network) -> Segmentation:
+        segmenter = self._networks.segmenter(network)
+        try:
+            return contouring.segment(series, segmenter)
+        except ForwardPassError:
+            self._networks.keep_only(network)
+            raise
 
     def _kept(self, contoured: Contoured, destinations: list[tuple[str, ...]]) -> Result:
         """The result after its bytes are fsynced; the same bytes have the same name.
@@ -412,7 +532,6 @@ class Worker:
             return refused
 
     def _end_well(self, run: Run, result: Result) -> None:
-        destinations = [destination.name for destination in self._config.destinations]
         with self._ending(run) as (session, job, now):
             if job is None:
                 self._discard(session, result)
@@ -422,7 +541,7 @@ class Worker:
                 companions.follow(session, job, self._config, now)
                 log.warning("held for review", job=job.id)
                 return
-            jobs.finish(session, job, result, destinations, now)
+            jobs.finish(session, job, result, self._addressees(job), now)
             companions.follow(session, job, self._config, now)
         self._deliverer.wake()
         log.info(
@@ -448,10 +567,11 @@ class Worker:
                         f"{problem.reason} ({MAX_FORWARD_PASSES} times): see that nothing else uses the "
                         f"device and that the series fits it, then run `anatomynode jobs retry {job.id}`"
                     )
-                    jobs.fail(session, job, reason, "forward_pass", now, logs.describe(problem))
+                    jobs.fail(session, job, reason, problem.code, now, logs.describe(problem))
                     log.error("failed", reason=reason)
                 case TransientError():
-                    jobs.postpone(session, job, problem.reason, now + self._delay_s(run), now)
+                    code = problem.code if isinstance(problem, ForwardPassError) else "transient"
+                    jobs.postpone(session, job, problem.reason, now + self._delay_s(run), now, code)
                     log.warning("postponed", reason=problem.reason)
                 case AnatomyNodeError():
                     jobs.fail(session, job, problem.reason, "permanent", now, logs.describe(problem))
@@ -494,6 +614,6 @@ def _peer_counts(config: Config) -> PeerCounts | None:
     source = config.series.query_source
     if source is None:
         return None
-    destination = next(one for one in config.destinations if one.name == source)
+    destination = next(one for one in config.dicom_destinations if one.name == source)
     calling = destination.calling_ae_title or config.listener.ae_title
     return PeerCounts(lambda study, series: scu.count_instances(destination, calling, study, series))

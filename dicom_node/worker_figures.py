@@ -30,37 +30,43 @@ log = logs.get(__name__)
 
 
 class WorkerFigures:
-    """What the worker is and does. Any thread may write or read."""
+    """What the worker is and does. Any thread may write or read.
 
-    def __init__(self, started_at: float) -> None:
+    Args:
+        started_at: UTC epoch seconds.
+        monotonic: seconds that nobody sets: no change of the clock makes a worker seem to hang, or hides it.
+    """
+
+    def __init__(self, started_at: float, monotonic: Callable[[], float]) -> None:
         self._lock = threading.Lock()
         self._values: dict[str, Any] = {"started_at": started_at, "running_job": None}
-        self._progress_at = started_at
-        self._job_began_at = started_at
+        self._monotonic = monotonic
+        self._progress_at = self._job_began_at = monotonic()
 
     def put(self, **values: Any) -> None:
         """Set figures, such as `device="cuda"`."""
         with self._lock:
             self._values.update(values)
 
-    def progress(self, at: float) -> None:
+    def progress(self) -> None:
         """The worker has come around its loop."""
         with self._lock:
-            self._progress_at = at
+            self._progress_at = self._monotonic()
 
-    def job_begins(self, job: int, at: float) -> None:
+    def job_begins(self, job: int) -> None:
         """The job is contoured from now on."""
         with self._lock:
-            self._values["running_job"], self._job_began_at = job, at
+            self._values["running_job"], self._job_began_at = job, self._monotonic()
 
     def job_ends(self) -> None:
         """No job is contoured any more."""
         with self._lock:
             self._values["running_job"] = None
 
-    def is_alive(self, now: float) -> bool:
+    def is_alive(self) -> bool:
         """Whether the worker comes around its loop, and its job, if there is one, to an end."""
         with self._lock:
+            now = self._monotonic()
             job_hangs = self._values["running_job"] is not None and now - self._job_began_at >= JOB_LIMIT_S
             return now - self._progress_at < LOOP_LIMIT_S and not job_hangs
 
@@ -110,11 +116,11 @@ class Heartbeat:
 
     def beat(self) -> None:
         """Give one sign of life, unless the worker hangs."""
-        now = self._clock()
-        if not self._figures.is_alive(now):
+        if not self._figures.is_alive():
             return
         self.alive()
-        status = WorkerStatus(id=1, pid=os.getpid(), heartbeat_at=now, figures=self._figures.as_json())
+        figures, now = self._figures.as_json(), self._clock()
+        status = WorkerStatus(id=1, pid=os.getpid(), heartbeat_at=now, figures=figures)
         with transaction(self._engine) as session:
             session.merge(status)
 

@@ -1,6 +1,6 @@
 """What can go wrong between a volume and its segmentation.
 
-Owns the three errors of this room; the caller decides what becomes of its work.
+Owns the errors of this room; the caller decides what becomes of its work.
 Speaks sentences for a person, and bounded words for tables.
 Never knows of jobs, patients or networks.
 """
@@ -26,6 +26,10 @@ class DeviceUnavailableError(InferenceError):
 
 class InferenceFailedError(InferenceError):
     """The forward pass itself failed, such as for want of memory; trying again may help."""
+
+
+class DeviceMemoryError(InferenceFailedError):
+    """The device had too little free memory for this image: others may free some, or it is too small."""
 
 
 class OutsideModelError(InferenceError):

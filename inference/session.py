@@ -8,6 +8,7 @@ Never falls back to the CPU unless it is told that it may.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Sequence
 from importlib import import_module, metadata
 from pathlib import Path
@@ -17,9 +18,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inference import cuda
-from inference.errors import DeviceUnavailableError, InferenceFailedError
+from inference.errors import DeviceMemoryError, DeviceUnavailableError, InferenceFailedError
 
 Device = Literal["cuda", "cpu"]
+
+# ONNX Runtime, CUDA, cuDNN and cuBLAS say it in different words, and the exception's class does not tell.
+_OUT_OF_MEMORY = re.compile(
+    r"BFCArena|Failed to allocate memory|CUDA failure 2:|(CUDNN|CUBLAS)_STATUS_ALLOC_FAILED"
+)
 
 _DEVICE_OF_PROVIDER: dict[str, Device] = {"CUDAExecutionProvider": "cuda", "CPUExecutionProvider": "cpu"}
 
@@ -102,7 +108,8 @@ class Session:
         """Probabilities (1, classes, slices, rows, columns) of an image (1, 1, slices, rows, columns).
 
         Raises:
-            InferenceFailedError: with ONNX Runtime's own words.
+            DeviceMemoryError: the device has too little memory left for it.
+            InferenceFailedError: anything else, with ONNX Runtime's own words.
         """
         probabilities: NDArray[np.float32] = _translated(
             lambda: self._session.run(None, {self._input: image})[0],
@@ -138,4 +145,6 @@ def _translated(call: Callable[[], Any], what: str) -> Any:
     except MemoryError:  # Python's own; nothing that ONNX Runtime says
         raise
     except Exception as problem:
+        if _OUT_OF_MEMORY.search(str(problem)):
+            raise DeviceMemoryError(f"{what} for want of memory: {problem}") from problem
         raise InferenceFailedError(f"{what}: {problem}") from problem

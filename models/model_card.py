@@ -47,6 +47,9 @@ class _Figures:
     low: float
     surface_dice: float
     hd95_mm: float
+    dice_between_ends: float
+    above_sd_mm: float
+    below_sd_mm: float
     mark: str = ""
 
 
@@ -80,7 +83,7 @@ def card(described: ModelDescription, training: TrainingConfig, figures: Mapping
         _figures(described, figures),
         _papers_structures(described, training),
         _training(training),
-        _limits(described),
+        _limits(described, figures),
         ["## Attributions", "", *(f"- {attribution}." for attribution in described.attributions)],
     )
     return "\n\n".join("\n".join(part) for part in parts) + "\n"
@@ -98,6 +101,9 @@ def _read_figures(summary: Path, mark: str) -> dict[str, _Figures]:
                 float(row["dice_low"]),
                 float(row["surface_dice_mean"]),
                 float(row["hd95_mm_median"]),
+                float(row["dice_between_ends_mean"]),
+                float(row["above_mm_sd"]),
+                float(row["below_mm_sd"]),
                 mark,
             )
             for row in csv.DictReader(file)
@@ -220,7 +226,26 @@ def _training(training: TrainingConfig) -> list[str]:
     ]
 
 
-def _limits(described: ModelDescription) -> list[str]:
+_FROM_DICE = 0.05
+"""So much higher is the Dice between the ends where the ends are named as a failure."""
+
+
+def _ends(figures: Mapping[str, _Figures]) -> list[str]:
+    """Which structures are drawn well but begin or end elsewhere than the reference, and by how much."""
+    named = [
+        f"{name} (Dice {one.dice:.2f}, and {one.dice_between_ends:.2f} over the slices in which both drew; "
+        f"its ends vary by {one.above_sd_mm:.0f} mm above and {one.below_sd_mm:.0f} mm below)"
+        for name, one in figures.items()
+        if not one.mark and one.dice_between_ends - one.dice >= _FROM_DICE
+    ]
+    if not named:
+        return []
+    return [
+        f"The ends are the least certain, most of all of {'; '.join(named)}. The picture below shows them."
+    ]
+
+
+def _limits(described: ModelDescription, figures: Mapping[str, _Figures]) -> list[str]:
     slice_mm, row_mm, _ = described.input.spacing_mm
     return [
         "## Limits and known failures",
@@ -232,11 +257,21 @@ def _limits(described: ModelDescription) -> list[str]:
             "lungs, are unproven.",
             "Clinics differ in where cord and brainstem meet, and in how far down cord and esophagus are "
             "drawn: expect to edit.",
+            *_ends(figures),
             "A single network without an ensemble: its confidence is no probability of being right. Tumours, "
             "surgery, dental metal, missing organs and unusual anatomy were not examined separately.",
             "Patients' age, sex and origin are not known for this archive: fairness was not examined.",
             "Pictures of the three best and the three worst patients show patients, and are not shipped: the "
             "command in the evaluation draws them anew.",
+        ),
+        *(
+            (
+                "",
+                "![How far each structure was drawn beyond or short of its ends, a dot a patient]"
+                f"({EVALUATION}/ends.png)",
+            )
+            if figures
+            else ()
         ),
     ]
 

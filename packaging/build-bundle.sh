@@ -91,10 +91,10 @@ run_pip wheel --quiet --no-index --no-deps --no-build-isolation -w "$bundle/whee
 own=$(find "$bundle/wheels" -name 'anatomynode-*.whl')
 "$python" -m zipfile -l "$own" | awk 'NR > 1 { print $1 }' >"$work/contents"
 cd "$work/source"
-find dicom_node/migrations models/packages models/configs -type f | while read -r file; do
+find dicom_node/migrations dicom_node/templates dicom_node/*.md models/packages models/configs -type f | while read -r file; do
     grep -qxF "$file" "$work/contents" || die "$(basename "$own") lacks $file"
 done
-find config.yaml CHANGELOG.md systemd monitoring docs -type f | while read -r file; do
+find config.yaml CHANGELOG.md systemd monitoring docs -type f ! -name '*.py' | while read -r file; do
     grep -qF ".data/data/share/anatomynode/$file" "$work/contents" || die "$(basename "$own") lacks $file"
 done
 

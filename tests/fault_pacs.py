@@ -28,7 +28,7 @@ from pynetdicom.sop_class import (
 
 from dicom_node import scu
 from dicom_node.config import Destination, Tls
-from dicom_node.scu import StoreOutcome
+from dicom_node.store_status import StoreOutcome
 
 STORED = 0x0000
 
@@ -127,6 +127,7 @@ class CommittingArchive:
     """Stores, takes requests for a commitment, and reports when and what the test says.
 
     Attributes:
+        stored_as: the status of the answer to each C-STORE.
         requests: the transaction UID and the SOP Instance UID of each request, in their order.
         at_once: the failures of the report that follows a request on its own association; None: no report.
         answer: the status of the answer to a request.
@@ -134,6 +135,7 @@ class CommittingArchive:
 
     def __init__(self) -> None:
         self.received = Received()
+        self.stored_as = STORED
         self.requests: list[tuple[str, str]] = []
         self.at_once: dict[str, int] | None = None
         self.answer = STORED
@@ -146,7 +148,7 @@ class CommittingArchive:
 
         def on_store(event: Event) -> int:
             self.received.note(event)
-            return STORED
+            return self.stored_as
 
         with serving(on_store, on_action=self._on_action, port=port) as taken:
             yield taken

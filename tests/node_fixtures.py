@@ -28,14 +28,15 @@ from tests.phantoms import Phantom
 HASHED = KeyedHash(b"0123456789abcdef")
 
 
-def write_package(folder: Path) -> str:
-    """A model package `test-model` in `folder`; the sha256 of its `.onnx`."""
-    package = folder / "test-model"
+def write_package(folder: Path, name: str = "test-model", structure: str = "Brainstem") -> str:
+    """A model package in `folder` that draws one structure; the sha256 of its `.onnx`."""
+    package = folder / name
     package.mkdir(parents=True)
-    (package / "model.onnx").write_bytes(b"no network")
-    sha256 = hashlib.sha256(b"no network").hexdigest()
+    content = b"no network" if name == "test-model" else name.encode()
+    (package / "model.onnx").write_bytes(content)
+    sha256 = hashlib.sha256(content).hexdigest()
     card = {
-        "name": "test-model",
+        "name": name,
         "version": "1",
         "sha256": sha256,
         "summary": "A box in the middle.",
@@ -48,7 +49,7 @@ def write_package(folder: Path) -> str:
         },
         "structures": [
             {
-                "name": "Brainstem",
+                "name": structure,
                 "channel": 1,
                 "color": [0, 255, 0],
                 "code": {"value": "15926001", "meaning": "Brainstem"},
@@ -64,6 +65,8 @@ class BoxSegmenter:
     """Finds a box in the middle of every volume, or raises what it was given."""
 
     device = "cpu"
+    shift: tuple[int, int, int] = (0, 0, 0)
+    """Of the box, in voxels (slices, rows, columns)."""
 
     def __init__(self, package: ModelPackage, problem: Exception | None = None) -> None:
         self._structure = package.description.structures[0]
@@ -81,7 +84,8 @@ class BoxSegmenter:
         slices, rows, columns = volume.hu.shape
         probability = np.zeros((8, 12, 12), np.float32)
         probability[1:-1, 1:-1, 1:-1] = 1.0
-        start = (slices // 2 - 4, rows // 2 - 6, columns // 2 - 6)
+        down, back, left = self.shift
+        start = (slices // 2 - 4 + down, rows // 2 - 6 + back, columns // 2 - 6 + left)
         box = StructureMap(self._structure, start, probability, 0.5, 1.0, self.flags)
         return Segmentation((box,), "cpu", {"preprocess": 0.0, "forward": 0.0, "postprocess": 0.0})
 

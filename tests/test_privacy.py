@@ -7,6 +7,7 @@ Never counts the spool, the RT-STRUCT and the pictures: those are the patient's 
 
 from __future__ import annotations
 
+import re
 import sqlite3
 import subprocess
 import sys
@@ -184,6 +185,20 @@ def test_the_patient_is_in_no_log(ran: Rehearsal) -> None:
 @pytest.mark.parametrize("path", ["/metrics", "/readyz", "/healthz", f"/{ID}", f"/metrics?name={NAME}"])
 def test_the_patient_is_on_no_page(ran: Rehearsal, path: str) -> None:
     _silent(_page(ran, path))
+
+
+def test_the_patient_is_on_no_page_of_a_job(ran: Rehearsal) -> None:
+    paths = [
+        "/",
+        *(f"/jobs/{number}{what}" for number in range(1, len(ran.jobs()) + 1) for what in ("", "/preview")),
+    ]
+    pages = [_page(ran, path) for path in paths]
+    for text in pages:
+        _silent(text)
+    pictures = [path for text in pages for path in re.findall(r'<img src="([^"]+)"', text)]
+    assert pictures
+    with urllib.request.urlopen(f"http://127.0.0.1:{ran.http_port}{pictures[0]}", timeout=10) as answer:
+        _silent(answer.read().decode("latin-1"))
 
 
 def test_the_patient_is_in_no_column_of_the_database(ran: Rehearsal) -> None:

@@ -34,11 +34,16 @@ class Node:
     config: Config
     engine: Engine
     now: float = 1000.0
+    set_by_s: float = 0.0
+    """By how much somebody has set the clock, while time went on."""
     problem: Exception | None = None
     segmenters: list[BoxSegmenter] = field(default_factory=list)
     workers: list[Worker] = field(default_factory=list)
 
     def clock(self) -> float:
+        return self.now + self.set_by_s
+
+    def monotonic(self) -> float:
         return self.now
 
     def worker(self) -> Worker:
@@ -46,7 +51,7 @@ class Node:
             self.segmenters.append(BoxSegmenter(package, self.problem))
             return self.segmenters[-1]
 
-        self.workers.append(Worker(self.config, self.engine, make, self.clock))
+        self.workers.append(Worker(self.config, self.engine, make, self.clock, self.monotonic))
         return self.workers[-1]
 
     @staticmethod
@@ -57,7 +62,7 @@ class Node:
         return look_again_at
 
     def receive(self, phantom: Phantom = PHANTOM, **how: Any) -> None:
-        receive(self.engine, self.config, phantom, self.now, **how)
+        receive(self.engine, self.config, phantom, self.clock(), **how)
 
     def jobs(self) -> list[Job]:
         with reading(self.engine) as session:
@@ -82,7 +87,7 @@ class Node:
         with transaction(self.engine) as session:
             pending = select(Delivery).where(Delivery.state == DeliveryState.PENDING)
             for delivery in session.scalars(pending):
-                jobs.delivery_stored(session, delivery, 0x0000, "success", self.now)
+                jobs.delivery_stored(session, delivery, 0x0000, "success", self.clock())
 
 
 @pytest.fixture

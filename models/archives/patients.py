@@ -2,7 +2,7 @@
 
 Owns the value that every adapter makes: CT, one label map, and which organs were drawn at all.
 Speaks HU and label arrays (slices, rows, columns) with spacing in mm, LPS axes with z to the head.
-Never invents an annotation: an organ without a plausible drawing is unknown, not absent.
+Never invents an annotation: an organ without a plausible drawing of all of it is unknown, not absent.
 """
 
 from __future__ import annotations
@@ -74,7 +74,9 @@ def labelled(
     believed = {
         organ: mask
         for organ, mask in drawn.items()
-        if ANATOMY[organ].is_plausible(hu, mask, spacing_mm) and _is_in_tissue(hu, mask)
+        if ANATOMY[organ].is_plausible(hu, mask, spacing_mm)
+        and ANATOMY[organ].is_whole(mask, spacing_mm)
+        and _is_in_tissue(hu, mask)
     }
     labels = np.zeros(hu.shape, np.uint8)
     annotated = np.zeros(len(structures) + 1, bool)

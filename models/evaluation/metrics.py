@@ -1,6 +1,6 @@
 """How well two drawings of one structure agree.
 
-Owns Dice, surface Dice, HD95, mean surface distance and volume error, and what each of them means.
+Owns Dice, surface Dice, HD95, mean surface distance, volume error and ends, and what each of them means.
 Speaks bool masks (slices, rows, columns) and spacing in mm; distances in mm, volume error in percent.
 Never measures from voxel to voxel: where a voxel is as wide as the error, that halves the error.
 """
@@ -35,6 +35,10 @@ class Agreement:
             larger of the two. None where nothing was found.
         mean_distance_mm: mean distance to the other surface over the area of both. None likewise.
         volume_error_percent: how much more (or, negative, less) was found than was drawn.
+        dice_between_ends: Dice over the slices in which both are. Where the ends of an organ are a matter
+            of protocol, it tells the drawing from the protocol. None where there is no such slice.
+        above_mm, below_mm: how much farther up (or, negative, less far) the found mask reaches than the
+            drawn one, and how much farther down. None where nothing was found.
     """
 
     dice: float
@@ -42,6 +46,9 @@ class Agreement:
     hd95_mm: float | None
     mean_distance_mm: float | None
     volume_error_percent: float
+    dice_between_ends: float | None = None
+    above_mm: float | None = None
+    below_mm: float | None = None
 
     @property
     def missed(self) -> bool:
@@ -56,7 +63,7 @@ def compare(found: Mask, drawn: Mask, spacing_mm: Sequence[float]) -> Agreement:
     the middle of each triangle to the nearest point of the other mesh, weighted by its area.
 
     Args:
-        found, drawn: bool (slices, rows, columns).
+        found, drawn: bool (slices, rows, columns), slices upwards.
         spacing_mm: (slice, row, column) distances.
 
     Raises:
@@ -70,6 +77,8 @@ def compare(found: Mask, drawn: Mask, spacing_mm: Sequence[float]) -> Agreement:
     box = _box(found | drawn)
     mine, theirs = _surface(found[box], spacing_mm), _surface(drawn[box], spacing_mm)
     ways = [_distances(mine, theirs), _distances(theirs, mine)]
+    (low, high), (drawn_low, drawn_high) = _ends(found), _ends(drawn)
+    both = slice(max(low, drawn_low), min(high, drawn_high) + 1)
     distances = np.concatenate([way[0] for way in ways])
     areas = np.concatenate([way[1] for way in ways])
     return Agreement(
@@ -78,6 +87,9 @@ def compare(found: Mask, drawn: Mask, spacing_mm: Sequence[float]) -> Agreement:
         hd95_mm=max(_percentile(*way) for way in ways),
         mean_distance_mm=float(distances @ areas / areas.sum()),
         volume_error_percent=more,
+        dice_between_ends=dice(found[both], drawn[both]) if both.start < both.stop else None,
+        above_mm=float((high - drawn_high) * spacing_mm[0]),
+        below_mm=float((drawn_low - low) * spacing_mm[0]),
     )
 
 
@@ -85,6 +97,12 @@ def dice(first: Mask, second: Mask) -> float:
     """Twice the common volume by the sum of both; 1 where both are empty."""
     total = int(first.sum()) + int(second.sum())
     return 2 * int((first & second).sum()) / total if total else 1.0
+
+
+def _ends(mask: Mask) -> tuple[int, int]:
+    """The lowest and the highest slice of a mask."""
+    slices = np.flatnonzero(mask.any(axis=(1, 2)))
+    return int(slices[0]), int(slices[-1])
 
 
 def _box(mask: Mask) -> tuple[slice, ...]:

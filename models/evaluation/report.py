@@ -67,6 +67,7 @@ def write(facts: Facts, scores: Sequence[Score]) -> str:
         _headline(inside),
         ["![Dice and surface Dice of each structure, a dot a patient](boxes.png)"] if inside else [],
         _surfaces(inside),
+        _ends(inside),
         _worst(inside),
         _all_plausible(scores),
         _left_out(scores),
@@ -167,6 +168,37 @@ def _surfaces(inside: Sequence[Summary]) -> list[str]:
             ("structure", "found", *_SURFACES, "largest HD95, mm"),
             rows,
         ),
+    ]  # fmt: skip
+
+
+def _ends(inside: Sequence[Summary]) -> list[str]:
+    if not inside:
+        return []
+    rows = [
+        (
+            one.structure,
+            _f(one.dice.mean),
+            _f(one.dice_between_ends.mean),
+            _shift(one.above_mm),
+            _shift(one.below_mm),
+            f"{one.drawn_cm3.mean:.1f} ± {one.drawn_cm3.sd:.1f}",
+        )
+        for one in inside
+        if one.patients > 1
+    ]
+    return [
+        "## Where it begins and ends",
+        "",
+        "Dice over the slices in which both drew tells how well a structure is drawn where nobody doubts",
+        "that it is there. The other columns say how far the found one reaches beyond the drawn one (mean ±",
+        "sd; negative: it stops short), and how different the drawn volumes are from patient to patient.",
+        "",
+        *_table(
+            ("structure", "Dice", "Dice between the ends", "above, mm", "below, mm", "drawn, cm³"),
+            rows,
+        ),
+        "",
+        "![How far each structure was drawn beyond or short of its ends, a dot a patient](ends.png)",
     ]  # fmt: skip
 
 
@@ -311,6 +343,7 @@ def _observers(scores: Sequence[Score]) -> list[str]:
                 _f(one.dice.median),
                 _f(one.dice.low),
                 f"{_f(one.dice.least)} ({one.scores[0].patient})" if one.scores else "–",
+                _f(one.dice_between_ends.mean),
                 *_surface_cells(one),
                 f"{_f(whole.dice.mean)} ({whole.patients})",
             )
@@ -323,7 +356,7 @@ def _observers(scores: Sequence[Score]) -> list[str]:
         "figures. They are of the pairs that lie inside the slab both; mean / median as above.",
         "",
         *_table(
-            (*_DICE[:2], *_DICE[3:], *_SURFACES, "Dice of all plausible (n)"),
+            (*_DICE[:2], *_DICE[3:], "Dice between the ends", *_SURFACES, "Dice of all plausible (n)"),
             rows,
         ),
     ]  # fmt: skip
@@ -331,7 +364,7 @@ def _observers(scores: Sequence[Score]) -> list[str]:
 
 def _nobody(structure: str) -> Summary:
     empty = Spread(*7 * (math.nan,))
-    return Summary(structure, (), 0, *5 * (empty,))
+    return Summary(structure, (), 0, *9 * (empty,))
 
 
 def _confidence(scores: Sequence[Score]) -> list[str]:
@@ -416,6 +449,10 @@ def _mean_sd(spread: Spread) -> str:
 
 def _pair(spread: Spread, digits: int) -> str:
     return f"{_f(spread.mean, digits)} / {_f(spread.median, digits)}"
+
+
+def _shift(spread: Spread) -> str:
+    return f"{spread.mean:+.1f} ± {spread.sd:.1f}"
 
 
 def _signed(spread: Spread) -> str:

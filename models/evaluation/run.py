@@ -23,7 +23,7 @@ import pydicom
 
 from models.archives.openkbp_dicom import Grid, read_grid, write_series
 from models.card import PACKAGES, ModelDescription, read_package
-from models.evaluation.box_plots import draw_boxes
+from models.evaluation.box_plots import draw_boxes, draw_ends
 from models.evaluation.contour_reader import Mask, read_masks
 from models.evaluation.dressing import dress
 from models.evaluation.metrics import compare
@@ -121,9 +121,9 @@ def evaluate(
 ) -> None:
     """Judge a model on a folder of patients.
 
-    Writes `scores.csv`, `summary.csv`, `observers.csv`, `EVALUATION.md`, `boxes.png`, overlays of the best
-    and the worst patients, and the product's RT Structure Sets below `rt_structs/`. Patients that are in
-    `scores.csv` already are not contoured again.
+    Writes `scores.csv`, `summary.csv`, `observers.csv`, `EVALUATION.md`, `boxes.png`, `ends.png`, overlays of
+    the best and the worst patients, and the product's RT Structure Sets below `rt_structs/`. Patients that
+    are in `scores.csv` already are not contoured again.
 
     Args:
         report: called with a line for each patient.
@@ -284,7 +284,9 @@ def _write_all(
     write_summary(plan.output / "summary.csv", scores)
     (plan.output / "EVALUATION.md").write_text(write(facts, scores), encoding="utf-8")
     title = f"{model.name} {model.version}, {run.reference} contours, {run.grid} grid, inside the slab"
-    draw_boxes(plan.output / "boxes.png", title, summarise(counted(scores, Standing.INSIDE)))
+    inside = summarise(counted(scores, Standing.INSIDE))
+    draw_boxes(plan.output / "boxes.png", title, inside)
+    draw_ends(plan.output / "ends.png", title, inside)
     _draw_overlays(plan, scores)
 
 

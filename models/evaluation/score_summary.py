@@ -46,7 +46,8 @@ class Summary:
     Attributes:
         scores: the worst Dice first.
         missed: how many were not found at all.
-        hd95_mm, mean_distance_mm: over those that were found.
+        hd95_mm, mean_distance_mm, dice_between_ends, above_mm, below_mm: over those that were found.
+        drawn_cm3: what the people drew.
     """
 
     structure: str
@@ -57,6 +58,10 @@ class Summary:
     hd95_mm: Spread
     mean_distance_mm: Spread
     volume_error_percent: Spread
+    dice_between_ends: Spread
+    above_mm: Spread
+    below_mm: Spread
+    drawn_cm3: Spread
 
     @property
     def patients(self) -> int:
@@ -95,10 +100,18 @@ def _summary(structure: str, scores: Sequence[Score]) -> Summary:
         missed=sum(agreement.missed for agreement in agreements),
         dice=spread([agreement.dice for agreement in agreements]),
         surface_dice=spread([agreement.surface_dice for agreement in agreements]),
-        hd95_mm=spread([a.hd95_mm for a in agreements if a.hd95_mm is not None]),
-        mean_distance_mm=spread([a.mean_distance_mm for a in agreements if a.mean_distance_mm is not None]),
+        hd95_mm=_spread_of_known([agreement.hd95_mm for agreement in agreements]),
+        mean_distance_mm=_spread_of_known([agreement.mean_distance_mm for agreement in agreements]),
         volume_error_percent=spread([agreement.volume_error_percent for agreement in agreements]),
+        dice_between_ends=_spread_of_known([agreement.dice_between_ends for agreement in agreements]),
+        above_mm=_spread_of_known([agreement.above_mm for agreement in agreements]),
+        below_mm=_spread_of_known([agreement.below_mm for agreement in agreements]),
+        drawn_cm3=spread([score.drawn_cm3 for score in scores]),
     )
+
+
+def _spread_of_known(values: Sequence[float | None]) -> Spread:
+    return spread([value for value in values if value is not None])
 
 
 def spread(values: Sequence[float]) -> Spread:
@@ -173,7 +186,7 @@ def _change(structure: str, pairs: Mapping[str, tuple[float, float]]) -> Change:
 def write_summary(path: Path, scores: Sequence[Score]) -> None:
     """Both sets as CSV: a row a set and structure, a column a figure."""
     sets = {"inside": counted(scores, Standing.INSIDE), "plausible": plausible(scores)}
-    names = ("dice", "surface_dice", "hd95_mm", "mean_distance_mm", "volume_error_percent")
+    names = tuple(field.name for field in fields(Summary) if field.type in (Spread, "Spread"))
     parts = tuple(field.name for field in fields(Spread))
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")

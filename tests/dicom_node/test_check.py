@@ -20,7 +20,7 @@ NO_CUDNN = CudaSeen(13, True, "580.95.05", True, (13, 0), ("libcudnn.so.9",), ()
 
 
 @pytest.mark.parametrize(
-    ("device", "allow_cpu", "runs_on", "seen", "problem", "fatal", "detail"),
+    ("wanted", "allow_cpu", "runs_on", "seen", "problem", "fatal", "detail"),
     [
         ("cpu", False, "cpu", NO_GPU, None, True, "runs on cpu"),
         ("cpu", False, "cpu", NO_CUDNN, None, True, "which inference.device: cuda would use"),
@@ -39,7 +39,7 @@ NO_CUDNN = CudaSeen(13, True, "580.95.05", True, (13, 0), ("libcudnn.so.9",), ()
 )
 def test_check_tells_where_the_network_runs(
     monkeypatch: pytest.MonkeyPatch,
-    device: Any,
+    wanted: Any,
     allow_cpu: bool,
     runs_on: str,
     seen: CudaSeen,
@@ -49,10 +49,11 @@ def test_check_tells_where_the_network_runs(
 ) -> None:
     monkeypatch.setattr(check, "Session", lambda *_: SimpleNamespace(device=runs_on))
     monkeypatch.setattr(check.cuda, "look", lambda: seen)
-    config = Config(peers=(), destinations=(), inference=Inference(device=device, allow_cpu=allow_cpu))
+    config = Config(peers=(), destinations=(), inference=Inference(device=wanted, allow_cpu=allow_cpu))
 
-    found = check._device(config, read_package(PACKAGES / "anatomynet-hn"))
+    found, device = check._device(config, read_package(PACKAGES / "anatomynet-hn"))
 
+    assert device == runs_on
     assert detail in found.detail
     assert (found.problem is None) == (problem is None)
     assert problem is None or problem in str(found.problem)
@@ -63,8 +64,9 @@ def test_cuda_that_may_not_be_replaced_is_fatal_and_says_why(monkeypatch: pytest
     monkeypatch.setattr(check.cuda, "look", lambda: NO_GPU)
     config = Config(peers=(), destinations=(), inference=Inference(device="cuda", allow_cpu=False))
 
-    found = check._device(config, read_package(PACKAGES / "anatomynet-hn"))
+    found, device = check._device(config, read_package(PACKAGES / "anatomynet-hn"))
 
+    assert device == "none"
     assert found.fatal
     assert "this machine has no NVIDIA GPU" in str(found.problem)
 

@@ -13,8 +13,10 @@ import yaml
 
 from dicom_node import commissioning, rt_struct_check
 from dicom_node.acquisitions import ACQUISITIONS
+from dicom_node.check import against_baseline
+from dicom_node.commissioned import CONFIGURATION, THE_SAME, settings_of
+from dicom_node.commissioned import MODEL as MODEL_SHA256
 from dicom_node.commissioning_report import (
-    THE_SAME,
     Baseline,
     BaselineError,
     Commissioning,
@@ -25,6 +27,7 @@ from dicom_node.commissioning_report import (
     drifts,
     read_baseline,
 )
+from dicom_node.config import Config
 from dicom_node.database import open_engine, reading
 from dicom_node.schema import Constancy
 from inference.volume import PlaneStack
@@ -174,7 +177,7 @@ def test_a_reader_that_is_not_ours_finds_the_ball_where_it_is_and_not_where_it_i
 def test_figures_may_move_by_their_drift_and_no_further(value: float, drifted: bool, tmp_path: Path) -> None:
     figure = Figure("volume", 10.0, "cm3", drift=0.2)
     known = baseline_of(tmp_path, Point("phantom", "seen", (figure,)))
-    told = list(drifts(FACTS, [Point("phantom", "", (replace(figure, value=value),))], known))
+    told = list(drifts(FACTS, {}, [Point("phantom", "", (replace(figure, value=value),))], known))
     assert [line.split(" cm3")[0] for line in told] == (
         [f"phantom: volume was 10.0 and is {value:.3f}"] if drifted else []
     )
@@ -182,7 +185,7 @@ def test_figures_may_move_by_their_drift_and_no_further(value: float, drifted: b
 
 def test_a_point_that_has_come_or_gone_is_drift(tmp_path: Path) -> None:
     known = baseline_of(tmp_path, Point("one", ""), Point("two", ""))
-    assert list(drifts(FACTS, [Point("two", ""), Point("three", "")], known)) == [
+    assert list(drifts(FACTS, {}, [Point("two", ""), Point("three", "")], known)) == [
         "one: the baseline has this point, this run has not",
         "three: the baseline has no such point",
     ]
@@ -199,3 +202,39 @@ def test_a_model_that_nobody_approved_does_not_pass(tmp_path: Path) -> None:
     point = commissioning._approval(config, read_package(PACKAGES / "anatomynet-hn"))
     assert not point.holds
     assert MODEL.sha256 in (point.problem or "")
+
+
+def _checked(config: Config, facts: dict[str, str]) -> list[str]:
+    return [found.problem or "" for found in against_baseline(config, facts)]
+
+
+def test_check_tells_what_is_different_from_what_was_commissioned_key_by_key(tmp_path: Path) -> None:
+    path = tmp_path / "baseline.json"
+    settings = {"peers": [], "destinations": [], "hash_key": "0123456789abcdef", "model": {"baseline": path}}
+    before = Config.model_validate(settings)
+    made = Commissioning(datetime(2026, 1, 1, tzinfo=UTC), FACTS, (), settings=settings_of(before))
+    path.write_text(json.dumps(as_json(made)))
+    assert "0123456789abcdef" not in path.read_text()
+    assert _checked(before, FACTS) == [""]
+    assert _checked(before, {**FACTS, CONFIGURATION: "other comments"}) == [""]
+    assert _checked(before, {**FACTS, MODEL_SHA256: "y"}) == [
+        "since 2026-01-01T00:00:00+00:00: model sha256 was x and is y: commission anew"
+    ]
+    after = Config.model_validate({**settings, "series": {"min_slices": 10}, "peers": [PEER]})
+    told = _checked(after, {**FACTS, CONFIGURATION: "y"})
+    assert [one.partition(": ")[2] for one in told] == [
+        "peers was [] and is not there: commission anew",
+        'peers[0].addresses was not there and is ["127.0.0.1"]: commission anew',
+        'peers[0].ae_title was not there and is "CT1": commission anew',
+        "series.min_slices was 20 and is 10: commission anew",
+    ]
+    wrong = before.model_copy(update={"model": before.model.model_copy(update={"approved_sha256": "a" * 64})})
+    assert f"model.approved_sha256 is {'a' * 64}, but x was commissioned" in _checked(wrong, FACTS)[0]
+    path.write_text(json.dumps({**as_json(made), "holds": False}))
+    assert "not all its points held" in _checked(before, FACTS)[0]
+    path.write_text("{}")
+    assert "model.baseline: " in _checked(before, FACTS)[0]
+    assert _checked(Config(peers=(), destinations=()), FACTS) == [""]
+
+
+PEER = {"ae_title": "CT1", "addresses": ["127.0.0.1"]}

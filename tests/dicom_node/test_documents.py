@@ -13,9 +13,8 @@ from pathlib import Path
 
 import pytest
 import typer.main
-from pydicom.uid import UID
 
-from dicom_node import migrate, scp
+from dicom_node import migrate
 from dicom_node.cli import app
 from dicom_node.states import JobState
 from tests.tools import ROOT
@@ -27,7 +26,6 @@ DOCUMENTS = [
     *sorted((ROOT / "docs").glob("*.md")),
 ]
 COMMAND = re.compile(r"(?:^|\s)(?:\.venv/bin/)?anatomynode ((?:[a-z]|-).*)$")
-CONFORMANCE = ROOT / "docs" / "CONFORMANCE.md"
 
 
 def blocks(document: Path, kind: str) -> Iterator[str]:
@@ -41,7 +39,7 @@ def shell_lines() -> list[tuple[str, str]]:
     return [
         (document.name, line.partition("    #")[0].strip())
         for document in DOCUMENTS
-        for kind in ("bash", "bash run")
+        for kind in ("bash", "bash run", "bash node")
         for block in blocks(document, kind)
         for line in block.splitlines()
         if line and not line.startswith("#")
@@ -92,25 +90,6 @@ def test_every_link_to_a_file_leads_to_one(document: Path) -> None:
     links = re.findall(r"\]\((?!https?:)([^)#]+)\)", document.read_text())
 
     assert [link for link in links if not (document.parent / link).exists()] == []
-
-
-def test_the_conformance_statement_names_the_transfer_syntaxes_that_are_offered() -> None:
-    table = CONFORMANCE.read_text().partition("transfer syntax of CT")[2].partition("\n\n")[0]
-
-    assert set(re.findall(r"\b1\.2\.840\.[0-9.]+", table)) == set(map(str, scp.LOSSLESS))
-
-
-def test_the_conformance_statement_names_every_answer_to_c_store() -> None:
-    table = CONFORMANCE.read_text().partition("| C-STORE answer")[2].partition("\n\n")[0]
-
-    assert {int(code, 16) for code in re.findall(r"0x[0-9A-F]{4}", table)} == set(scp.StoreStatus)
-
-
-def test_the_conformance_statement_calls_each_class_by_its_name() -> None:
-    rows = re.findall(r"^\| ([^|]+) \| ([0-9.]+) \| SC[PU]", CONFORMANCE.read_text(), re.MULTILINE)
-
-    assert len(rows) == 7
-    assert [name for name, uid in rows if not UID(uid).name.startswith(name.removesuffix(" SOP Class"))] == []
 
 
 def test_operations_explains_every_state_of_a_job() -> None:

@@ -9,20 +9,25 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy import Engine
+from werkzeug import Response
 
 from dicom_node import http_status, jobs, metrics, migrate
 from dicom_node.config import Config, Destination, Http, Listener, Storage
 from dicom_node.database import open_engine, transaction
+from dicom_node.errors import ConfigurationError
+from dicom_node.http_port import HttpPort
 from dicom_node.reception_figures import ReceptionFigures
-from dicom_node.schema import Constancy, Delivery, Discarded, Job, Series, WorkerStatus
-from dicom_node.states import DeliveryState, JobState, SeriesState
-from tests.tools import free_port, needs
+from dicom_node.schema import Constancy, Contact, Delivery, Discarded, Job, Series, WorkerStatus
+from tests.recorded_jobs import NOW, SECRET, add_job, contour, deliver
+from tests.tools import answers, free_port, needs
 
-NOW = 1_800_000_000.0
-SECRET = "1.2.826.0.1.3680043.8.498.77"
+TO_PACS = 'destination="pacs",model="anatomynet-hn"'
+BEFORE = 'destination="",model="anatomynet-hn"'
+LARYNX = 'model="anatomynet-hn",structure="Larynx"'
 
 
 @pytest.fixture
@@ -44,57 +49,9 @@ def engine(config: Config) -> Iterator[Engine]:
     engine.dispose()
 
 
-def add_job(engine: Engine, number: int) -> int:
-    """A series whose last slice came at NOW, taken for complete 2 s later; its job waits."""
-    with transaction(engine) as session:
-        series = Series(
-            series_instance_uid=f"{SECRET}.{number}",
-            study_instance_uid=SECRET,
-            patient_key="p",
-            accession_key="a",
-            state=SeriesState.RECEIVING,
-            revision=1,
-            first_instance_at=NOW - 10,
-            last_instance_at=NOW,
-        )
-        jobs.begin(session, series, NOW - 10, "its first slice came")
-        job = Job(
-            series_id=series.id,
-            revision=1,
-            model_name="anatomynet-hn",
-            model_sha256="0" * 64,
-            state=JobState.QUEUED,
-            created_at=NOW + 2,
-            attempts=0,
-        )
-        jobs.begin(session, job, NOW + 2, "complete")
-        return job.id
-
-
-def contour(engine: Engine, number: int) -> int:
-    """Contour a job within 3 s of its start: READY at NOW + 5.5."""
-    with transaction(engine) as session:
-        job = session.get_one(Job, number)
-        jobs.move(session, job, JobState.RUNNING, NOW + 2.5, "the worker took it")
-        job.started_at, job.attempts = NOW + 2.5, 1
-        job.rt_struct_file = "result.dcm"
-        job.report = {"seconds": {"inference": 2.0, "rt_struct": 0.2, "PATIENT^NAME": 1.0}}
-        jobs.move(session, job, JobState.READY, NOW + 5.5, "checked")
-        delivery = Delivery(
-            job_id=job.id,
-            destination="pacs",
-            state=DeliveryState.PENDING,
-            created_at=NOW + 5.5,
-            next_attempt_at=NOW + 5.5,
-            rt_struct_file="result.dcm",
-        )
-        jobs.begin(session, delivery, NOW + 5.5, "to go")
-        return delivery.id
-
-
-def deliver(engine: Engine, number: int, at: float) -> None:
-    with transaction(engine) as session:
-        jobs.delivery_stored(session, session.get_one(Delivery, number), 0x0000, "stored", at)
+def bucket(bound: str) -> str:
+    labels = f'destination="pacs",le="{bound}",model="anatomynet-hn",since="last_slice"'
+    return f"anatomynode_turnaround_seconds_bucket{{{labels}}}"
 
 
 def figures(text: str) -> dict[str, float]:
@@ -111,6 +68,7 @@ def busy_node(engine: Engine, config: Config) -> metrics.NodeCollector:
         session.add(Discarded(sop_class_uid="1.2.840.10008.5.1.4.1.1.481.3", instances=4, size_bytes=9))
         model = {"name": "anatomynet-hn", "version": "1\n" + SECRET, "sha256": "ab", "approved": True}
         told = {"device": "cpu", "model": model, "peak_memory_bytes": 1e9, "running_job": 2, SECRET: 1}
+        session.add(Contact(destination="pacs", tried_at=NOW + 9, reached_at=NOW + 6, is_reached=False))
         session.add(Constancy(id=1, made_at=NOW, failed_points=2, drifts=3))
         session.add(WorkerStatus(id=1, pid=1, heartbeat_at=NOW + 7, figures=told))
     reception = ReceptionFigures()
@@ -146,16 +104,29 @@ def test_the_figures_say_what_the_database_holds(engine: Engine, config: Config)
         "anatomynode_instances_received_total": 1,
         'anatomynode_instances_refused_total{status="0xA700"}': 1,
         'anatomynode_associations_refused_total{reason="calling_ae_title"}': 1,
-        "anatomynode_turnaround_seconds_count": 1,
-        "anatomynode_turnaround_seconds_sum": 6,
-        'anatomynode_turnaround_seconds_bucket{le="5.0"}': 0,
-        'anatomynode_turnaround_seconds_bucket{le="10.0"}': 1,
-        'anatomynode_stage_seconds_sum{stage="inference"}': 4,
-        'anatomynode_stage_seconds_sum{stage="completeness"}': 4,
-        'anatomynode_stage_seconds_sum{stage="queue"}': 1,
-        'anatomynode_stage_seconds_count{stage="delivery"}': 1,
+        "anatomynode_worker_gpu_used": 0,
+        "anatomynode_worker_gpu_wanted": 1,
+        'anatomynode_destination_reachable{destination="pacs"}': 0,
+        'anatomynode_destination_last_reached_timestamp_seconds{destination="pacs"}': NOW + 6,
+        f'anatomynode_turnaround_seconds_sum{{{TO_PACS},since="first_slice"}}': 16,
+        f'anatomynode_turnaround_seconds_sum{{{TO_PACS},since="last_slice"}}': 6,
+        bucket("5.0"): 0,
+        bucket("10.0"): 1,
+        f'anatomynode_stage_seconds_sum{{{BEFORE},stage="receiving"}}': 20,
+        f'anatomynode_stage_seconds_sum{{{BEFORE},stage="waiting"}}': 5,
+        f'anatomynode_stage_seconds_sum{{{BEFORE},stage="inference"}}': 4.4,
+        f'anatomynode_stage_seconds_sum{{{BEFORE},stage="keeping"}}': 1,
+        f'anatomynode_stage_seconds_sum{{{TO_PACS},stage="sending"}}': 0.5,
+        'anatomynode_step_seconds_sum{model="anatomynet-hn",step="forward"}': 4,
+        'anatomynode_step_seconds_sum{model="anatomynet-hn",step="queue"}': 1,
+        'anatomynode_structure_volume_cm3_sum{model="anatomynet-hn",structure="Brainstem"}': 50,
+        'anatomynode_structure_confidence_count{model="anatomynet-hn",structure="Brainstem"}': 2,
+        'anatomynode_structures_total{model="anatomynet-hn",structure="Larynx"}': 2,
+        f'anatomynode_structure_flags_total{{flag="not_found",{LARYNX}}}': 2,
+        f'anatomynode_structure_flags_total{{flag="in_pieces",{LARYNX}}}': 0,
     }
-    assert {name: found.get(name) for name in expected} == expected
+    assert {name: found.get(name) for name in expected} == pytest.approx(expected)
+    assert 'anatomynode_structure_volume_cm3_sum{model="anatomynet-hn",structure="Larynx"}' not in found
 
 
 def test_no_label_carries_a_uid_of_a_series_or_a_word_of_a_report(engine: Engine, config: Config) -> None:
@@ -174,9 +145,9 @@ def test_a_result_that_is_sent_again_is_no_new_turnaround(engine: Engine, config
 
     after = figures(expose().decode())
 
-    assert (
-        after["anatomynode_turnaround_seconds_count"] == before["anatomynode_turnaround_seconds_count"] == 1
-    )
+    measured = [name for name in before if "turnaround_seconds" in name or "stage_seconds" in name]
+    assert len(measured) > 100
+    assert {name: after[name] for name in measured} == {name: before[name] for name in measured}
     assert after['anatomynode_job_transitions_total{state="SENT"}'] == 2
 
 
@@ -193,8 +164,37 @@ def test_a_restart_of_the_listener_lets_no_histogram_fall(engine: Engine, config
 
     for name in lived_on:
         if "_seconds_" in name and "listener" not in name:
-            assert restarted[name] == lived_on[name]
-    assert lived_on["anatomynode_turnaround_seconds_count"] == 2
+            assert restarted[name] == pytest.approx(lived_on[name]), name
+    assert lived_on[f'anatomynode_turnaround_seconds_count{{{TO_PACS},since="last_slice"}}'] == 2
+
+
+def test_late_slices_a_rerun_and_retention_let_no_count_fall(engine: Engine, config: Config) -> None:
+    before = kept_counts(busy_node(engine, config))
+    with transaction(engine) as session:
+        series = session.get_one(Series, 1)
+        series.revision, series.last_instance_at = 2, NOW + 50
+        series.completed_at = series.results_removed_at = NOW + 60
+        # Job 3 is refused, retried by a person and contoured again, with another outcome.
+        job, delivery = session.get_one(Job, 3), session.get_one(Delivery, 2)
+        jobs.delivery_refused(session, delivery, 0xC000, "refused", NOW + 51)
+        job.rt_struct_file = None
+        jobs.retry(session, job, NOW + 52)
+        jobs.start(session, job, NOW + 5000, "again")
+        rois = [{"name": "Brainstem", "volume_cm3": 70.0, "contours": 9, "confidence": 0.1, "flags": []}]
+        kept = jobs.Kept("again.dcm", "dd", SECRET)
+        result = jobs.Result(kept, {"seconds": {"forward": 9.0}, "rois": rois}, "checked")
+        jobs.finish(session, job, result, ["pacs"], NOW + 5010)
+        jobs.delivery_stored(session, delivery, 0x0000, "stored", NOW + 5011)
+
+    after = kept_counts(metrics.NodeCollector(engine, config, ReceptionFigures()))
+
+    assert after == before, "the first time counts, and a person's time is not the node's"
+
+
+def kept_counts(collector: metrics.NodeCollector) -> dict[str, float]:
+    found = figures(metrics.exposition(collector)().decode())
+    parts = ("turnaround_seconds", "stage_seconds", "step_seconds", "structure")
+    return {name: value for name, value in found.items() if any(part in name for part in parts)}
 
 
 @needs("promtool")
@@ -209,25 +209,31 @@ def test_promtool_finds_nothing_to_complain_of(engine: Engine, config: Config) -
     assert (checked.returncode, checked.stdout + checked.stderr) == (0, b"")
 
 
-def test_the_http_port_answers_its_three_paths_and_nothing_else(engine: Engine, config: Config) -> None:
+def test_the_http_port_answers_its_three_paths_until_it_stops_and_changes_nothing(
+    engine: Engine, config: Config
+) -> None:
     collector = busy_node(engine, config)
     listens = [True]
 
     def ready() -> http_status.Checks:
         return http_status.readiness(engine, config, lambda: listens[0], lambda: NOW + 10)
 
-    server = http_status.HttpStatus(settings := Http(port=free_port()), metrics.exposition(collector), ready)
+    server = HttpPort(settings := Http(port=free_port()), metrics.exposition(collector), ready)
     server.start()
     try:
         assert get(settings, "/healthz") == (200, '{"alive": true}\n')
         assert get(settings, "/metrics")[0] == 200
         assert get(settings, "/readyz")[0] == 200
         assert get(settings, "/jobs")[0] == 404
+        assert get(settings, "/metrics", "POST")[0] == 405
+        with pytest.raises(ConfigurationError, match=r"http: 127\.0\.0\.1:\d+ cannot be bound"):
+            HttpPort(settings, metrics.exposition(collector), ready)
         listens[0] = False
         status, body = get(settings, "/readyz")
     finally:
         server.stop()
 
+    assert not answers(settings.port)
     checks = json.loads(body)["checks"]
     assert status == 503
     assert [name for name, check in checks.items() if not check["ok"]] == ["listener"]
@@ -245,9 +251,30 @@ def test_a_dead_worker_a_full_disk_and_a_lost_database_show_in_readyz(engine: En
     assert [name for name, check in lost.items() if not check.ok] == ["database", "worker"]
 
 
-def get(settings: Http, path: str) -> tuple[int, str]:
+def test_a_page_answers_every_other_path_and_its_fault_is_told_to_nobody(
+    engine: Engine, config: Config
+) -> None:
+    def page(environ: Any, start_response: Any) -> Any:
+        if environ["PATH_INFO"] == "/fault":
+            raise ValueError(SECRET)
+        return Response(f"page {environ['PATH_INFO']}")(environ, start_response)
+
+    server = HttpPort(settings := Http(port=free_port()), lambda: b"figures", dict, page)
+    server.start()
     try:
-        with urllib.request.urlopen(f"http://{settings.host}:{settings.port}{path}", timeout=5) as answer:
+        assert get(settings, "/metrics") == (200, "figures")
+        assert get(settings, "/jobs/1") == (200, "page /jobs/1")
+        status, body = get(settings, "/fault")
+    finally:
+        server.stop()
+    assert status == 500
+    assert SECRET not in body
+
+
+def get(settings: Http, path: str, method: str = "GET") -> tuple[int, str]:
+    request = urllib.request.Request(f"http://{settings.host}:{settings.port}{path}", method=method)
+    try:
+        with urllib.request.urlopen(request, timeout=5) as answer:
             return answer.status, answer.read().decode()
     except urllib.error.HTTPError as refusal:
         return refusal.code, refusal.read().decode()

@@ -79,7 +79,8 @@ def test_slices_of_a_finished_series_go_when_they_are_of_age_and_the_worker_sees
 
 
 @pytest.mark.parametrize(
-    "state", ["receiving", "queued", "ready", "held", "held for a destination", "pushed again"]
+    "state",
+    ["receiving", "queued", "ready", "held", "held for a destination", "pushed again", "not committed"],
 )
 def test_what_is_unfinished_is_never_removed(node: Node, state: str) -> None:
     worker = node.worker()
@@ -92,6 +93,9 @@ def test_what_is_unfinished_is_never_removed(node: Node, state: str) -> None:
         with transaction(node.engine) as session:
             (delivery,) = session.scalars(select(Delivery))
             jobs.move(session, delivery, DeliveryState.HELD, node.now, "a person should look")
+    elif state == "not committed":
+        _contoured(node, worker)
+        _store_without_commitment_and_refuse_elsewhere(node)
     elif state == "pushed again":
         _sent(node, worker)
         node.now += 400 * DAY_S
@@ -101,13 +105,25 @@ def test_what_is_unfinished_is_never_removed(node: Node, state: str) -> None:
         with transaction(node.engine) as session:
             series = session.get_one(jobs.Series, 1)
             evidence = {"kind": "quiet", "instances": SLICES}
-            job = jobs.complete(session, series, evidence, "quiet", jobs.Model("m", "0" * 64), node.now)
+            order = jobs.Order(jobs.Model("m", "0" * 64))
+            (job,) = jobs.complete(session, series, evidence, "quiet", [order], node.now)
             if state == "held":
                 jobs.move(session, job, JobState.HELD, node.now, "a person should look")
     if state != "pushed again":
         node.now += 400 * DAY_S
     assert _removes(node, free_bytes=0) == 0
     assert len(_slices(node)) == SLICES
+
+
+def _store_without_commitment_and_refuse_elsewhere(node: Node) -> None:
+    """One destination fails the job, the other has stored it and owes its commitment."""
+    with transaction(node.engine) as session:
+        (owing,) = session.scalars(select(Delivery))
+        refusing = Delivery(job_id=owing.job_id, destination="tps", created_at=0.0, next_attempt_at=0.0)
+        jobs.begin(session, refusing, node.now, "it is to go there too")
+        jobs.delivery_refused(session, refusing, 0xA900, "never", node.now)
+        jobs.delivery_stored(session, owing, 0x0000, "stored", node.now, asks_commitment=True)
+    assert node.job().state is JobState.FAILED
 
 
 def test_pushed_again_after_its_slices_were_removed_the_very_stored_result_goes_out_again(node: Node) -> None:

@@ -18,12 +18,16 @@ from dicom_node import worker as worker_module
 from dicom_node.config import Config
 from dicom_node.database import reading, transaction
 from dicom_node.errors import PermanentError, TransientError
+from dicom_node.jobs import Model, Order
+from dicom_node.metrics import NodeCollector, exposition
+from dicom_node.reception_figures import ReceptionFigures
 from dicom_node.results import Results
 from dicom_node.schema import Delivery, Job, Series, WorkerStatus
 from dicom_node.states import DeliveryState, JobState, SeriesState
 from dicom_node.worker_figures import Heartbeat
 from inference.errors import InferenceFailedError
 from inference.postprocessing import absent
+from tests.small_device import exhausted
 from tests.worker_node import PHANTOM, Node, make_node
 
 SECRET = "Doe^Jane"
@@ -113,7 +117,7 @@ def test_at_the_start_results_that_no_job_names_are_removed_and_nothing_else(nod
         (PermanentError("never"), JobState.FAILED, "permanent"),
         (ValueError(SECRET), JobState.FAILED, "bug"),
         (MemoryError(), JobState.FAILED, "out_of_memory"),
-        (InferenceFailedError("CUDA out of memory"), JobState.QUEUED, "transient"),
+        (InferenceFailedError("an illegal memory access"), JobState.QUEUED, "forward_pass"),
     ],
 )
 def test_the_class_of_an_error_decides_the_fate_of_the_job(
@@ -148,18 +152,21 @@ def test_a_transient_failure_is_tried_again_after_its_delay(node: Node) -> None:
 def test_a_network_that_keeps_failing_fails_the_job_with_what_to_do_and_a_retry_counts_anew(
     node: Node,
 ) -> None:
-    node.problem = InferenceFailedError("CUDA out of memory")
+    node.problem = exhausted()
     worker = node.worker()
     node.receive()
-    states = []
+    ends = []
     for _ in range(worker_module.MAX_FORWARD_PASSES):
         node.now += 600.0
         node.step(worker)
-        states.append(node.job().state)
-    assert states == [JobState.QUEUED] * 7 + [JobState.FAILED]
+        ends.append((node.job().state, node.job().reason_code))
+    assert ends == [(JobState.QUEUED, "device_memory")] * 7 + [(JobState.FAILED, "device_memory")]
+    assert node.deliveries() == []
+    figures = exposition(NodeCollector(node.engine, node.config, ReceptionFigures(), node.clock))()
+    assert b'jobs_by_reason{reason="device_memory",state="FAILED"} 1.0' in figures
     job = node.job()
-    assert job.reason_code == "forward_pass"
-    assert "CUDA out of memory (8 times)" in (job.reason or "")
+    assert "failed on cpu for want of memory" in (job.reason or "")
+    assert "(8 times): see that nothing else uses the device" in (job.reason or "")
     assert f"jobs retry {job.id}" in (job.reason or "")
     with transaction(node.engine) as session:
         jobs.retry(session, session.get_one(Job, job.id), node.now)
@@ -192,6 +199,23 @@ def test_a_series_that_is_not_ours_to_contour_is_rejected_with_its_reason(node: 
     job = node.job()
     assert (job.state, job.reason_code) == (JobState.REJECTED, "missing_slice")
     assert node.segmenters[0].runs == 0
+
+
+def test_two_patients_under_one_series_uid_are_rejected_by_what_differs_and_nothing_is_sent(
+    node: Node,
+) -> None:
+    worker = node.worker()
+    node.receive(which=range(12))
+    node.receive(PHANTOM.but(overrides={"PatientID": SECRET}), which=range(12, 24))
+    node.now += 31.0
+    node.step(worker)
+    job = node.job()
+    assert (job.state, job.reason_code) == (JobState.REJECTED, "mixed_series")
+    assert "2 different values of PatientID" in (job.reason or "")
+    assert SECRET not in (job.reason or "")
+    assert (node.deliveries(), node.segmenters[0].runs) == ([], 0)
+    figures = exposition(NodeCollector(node.engine, node.config, ReceptionFigures(), node.clock))()
+    assert b'jobs_by_reason{reason="mixed_series",state="REJECTED"} 1.0' in figures
 
 
 def test_an_unapproved_model_sends_nothing_and_says_what_to_do(make_node: Callable[..., Node]) -> None:
@@ -292,14 +316,14 @@ def test_late_slices_during_the_run_drop_its_outcome_and_all_are_contoured(
     worker = node.worker()
     node.receive(which=range(20))
     node.now += 2.0
-    contour = worker_module.contouring.contour
+    segment = worker_module.contouring.segment
 
     def meanwhile(*arguments: Any) -> Any:
         monkeypatch.undo()
         node.receive(which=range(20, 24))
-        return contour(*arguments)
+        return segment(*arguments)
 
-    monkeypatch.setattr(worker_module.contouring, "contour", meanwhile)
+    monkeypatch.setattr(worker_module.contouring, "segment", meanwhile)
     node.step(worker)
     assert (node.job().state, node.series().state) == (JobState.QUEUED, SeriesState.RECEIVING)
     assert node.deliveries() == []
@@ -323,13 +347,13 @@ class Gate:
 
 @pytest.fixture
 def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
-    gate, contour = Gate(), worker_module.contouring.contour
+    gate, segment = Gate(), worker_module.contouring.segment
 
     def held_up(*arguments: Any) -> Any:
         gate.wait()
-        return contour(*arguments)
+        return segment(*arguments)
 
-    monkeypatch.setattr(worker_module.contouring, "contour", held_up)
+    monkeypatch.setattr(worker_module.contouring, "segment", held_up)
     yield gate
     gate.opened.set()
 
@@ -501,7 +525,7 @@ def test_a_job_of_another_model_gives_way_to_one_of_this(node: Node) -> None:
     with transaction(node.engine) as session:
         series = session.scalars(select(Series)).one()
         evidence = {"kind": "quiet", "instances": 24}
-        jobs.complete(session, series, evidence, "quiet", jobs.Model("old", "f" * 64), node.now)
+        jobs.complete(session, series, evidence, "quiet", [Order(Model("old", "f" * 64))], node.now)
     node.step(worker)
     node.step(worker)
     assert [job.state for job in node.jobs()] == [JobState.CANCELLED, JobState.READY]
@@ -522,10 +546,10 @@ def test_the_heartbeat_tells_the_figures_and_stops_when_the_worker_hangs(node: N
     node.now += 61.0
     heart.beat()
     assert beats == [1000.0]
-    worker._figures.job_begins(1, node.now)
+    worker._figures.job_begins(1)
     for now in (node.now, node.now + 1799.0, node.now + 1800.0):  # the loop goes on, the job does not
         node.now = now
-        worker._figures.progress(now)
+        worker._figures.progress()
         heart.beat()
     assert beats == [1000.0, 1061.0, 2860.0]
 

@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from inference.errors import DeviceUnavailableError, InferenceFailedError
+from inference.errors import DeviceMemoryError, DeviceUnavailableError, InferenceFailedError
 from inference.session import Device, Session, check_runtimes, device_in_use, installed_runtimes
 from models.card import PACKAGES
+from tests.small_device import exhausted
 
 ONNX = PACKAGES / "anatomynet-hn" / "model.onnx"
 CUDA, CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
@@ -85,3 +86,39 @@ def test_what_the_runtime_refuses_comes_as_our_own_error(tmp_path: Path) -> None
         Session(tmp_path / "model.onnx", "cpu", allow_cpu=True, threads=1)
     with pytest.raises(InferenceFailedError, match="forward pass"):
         Session(ONNX, "cpu", allow_cpu=True, threads=1).run(np.zeros((1, 1, 3, 3, 3), np.float32))
+
+
+def test_a_device_without_memory_is_told_from_any_other_failure() -> None:
+    assert isinstance(exhausted(), DeviceMemoryError)
+    assert "(32, 32, 32) voxels failed on cpu for want of memory" in exhausted().reason
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "bfc_arena.cc:376 AllocateRawInternal Failed to allocate memory for requested buffer of size 4585490",
+        "CudaCall CUDA failure 2: out of memory ; GPU=0 ; file=cuda_stream_handle.cc ; line=175",
+        "CUDNN failure 4000: CUDNN_STATUS_ALLOC_FAILED ; GPU=0",
+        "CUBLAS failure 3: CUBLAS_STATUS_ALLOC_FAILED ; GPU=0 ; expr=cublasCreate(&cublas_handle_);",
+    ],
+)
+def test_the_words_of_cuda_for_it_are_known_whatever_class_carries_them(said: str) -> None:
+    from onnxruntime.capi.onnxruntime_pybind11_state import Fail, RuntimeException
+
+    session = Session(ONNX, "cpu", allow_cpu=True, threads=1)
+    for kind in (RuntimeException, Fail):
+        session._session = _Raising(kind(f"[ONNXRuntimeError] : 6 : RUNTIME_EXCEPTION : {said}"))
+        with pytest.raises(DeviceMemoryError, match="for want of memory"):
+            session.run(np.zeros((1, 1, 2, 2, 2), np.float32))
+    session._session = _Raising(RuntimeException("CUDA failure 700: an illegal memory access ; GPU=0"))
+    with pytest.raises(InferenceFailedError) as other:
+        session.run(np.zeros((1, 1, 2, 2, 2), np.float32))
+    assert not isinstance(other.value, DeviceMemoryError)
+
+
+class _Raising:
+    def __init__(self, problem: Exception) -> None:
+        self._problem = problem
+
+    def run(self, *_arguments: object) -> None:
+        raise self._problem

@@ -53,14 +53,25 @@ def test_figures_come_from_the_evaluation_inside_the_slab(tmp_path: Path) -> Non
     for name in ("model.onnx", "model.yaml"):
         (tmp_path / name).write_bytes((SHIPPED / name).read_bytes())
     (tmp_path / "evaluation").mkdir()
-    header = "set,structure,patients,missed,dice_mean,dice_low,surface_dice_mean,hd95_mm_median"
-    rows = ["inside,Brainstem,18,1,0.8411,0.7001,0.6502,4.44", "plausible,Brainstem,27,2,0.1,0.1,0.1,99"]
+    header = (
+        "set,structure,patients,missed,dice_mean,dice_low,surface_dice_mean,hd95_mm_median,"
+        "dice_between_ends_mean,above_mm_sd,below_mm_sd"
+    )
+    rows = [
+        "inside,Brainstem,18,1,0.8411,0.7001,0.6502,4.44,0.9012,9.4,4.1",
+        "inside,Bone_Mandible,18,1,0.8411,0.7001,0.6502,4.44,0.8500,1.5,1.1",
+        "plausible,Brainstem,27,2,0.1,0.1,0.1,99,0.2,1,1",
+    ]
     (tmp_path / "evaluation" / "summary.csv").write_text("\n".join([header, *rows]) + "\n")
     text = write_card(tmp_path, config()).read_text(encoding="utf-8")
     (row,) = [line for line in text.splitlines() if line.startswith("| Brainstem |")]
     assert "| 18 | 1 | 0.841 | 0.700 | 0.650 | 4.4 | 0.84 |" in row
     (unjudged,) = [line for line in text.splitlines() if line.startswith("| SpinalCord |")]
     assert "not judged" in unjudged
+    (ends,) = [one for one in text.replace("\n  ", " ").splitlines() if "ends are the least certain" in one]
+    assert "Brainstem (Dice 0.84, and 0.90 over" in ends
+    assert "9 mm above and 4 mm below" in ends
+    assert "Bone_Mandible" not in ends
 
 
 def test_the_card_keeps_the_attributions_and_says_that_it_is_no_medical_device() -> None:

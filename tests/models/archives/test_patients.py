@@ -24,7 +24,7 @@ def box(*sides: slice) -> NDArray[np.bool_]:
 
 GLAND = box(slice(5, 10), slice(28, 36), slice(28, 36))
 BRAIN = box(slice(2, 18), slice(5, 25), slice(5, 25))
-BRAINSTEM = box(slice(5, 13), slice(12, 18), slice(12, 18))
+BRAINSTEM = box(slice(4, 14), slice(11, 19), slice(11, 19))
 
 
 def head() -> NDArray[np.int16]:
@@ -44,6 +44,14 @@ def test_an_organ_that_was_cut_free_from_its_body_is_unknown() -> None:
     hu = np.where(BRAIN, 40, -1000).astype(np.int16)
     assert labelled("one", hu, SPACING_MM, {"Brain": BRAIN}, NAMES).refused == ("Brain",)
     assert labelled("one", head(), SPACING_MM, {"Brain": BRAIN}, NAMES).refused == ()
+
+
+def test_a_drawing_of_a_part_is_unknown_unless_it_is_the_scan_that_cuts_it() -> None:
+    part = box(slice(4, 9), slice(11, 19), slice(11, 19))
+    cut = box(slice(0, 5), slice(11, 19), slice(11, 19))
+    assert labelled("one", head(), SPACING_MM, {"Brainstem": part}, NAMES).refused == ("Brainstem",)
+    for drawn in (BRAINSTEM, cut):
+        assert labelled("one", head(), SPACING_MM, {"Brainstem": drawn}, NAMES).refused == ()
 
 
 def test_a_voxel_of_two_drawings_belongs_to_the_smaller_one() -> None:

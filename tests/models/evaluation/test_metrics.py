@@ -70,7 +70,13 @@ def test_exchanging_found_and_drawn_changes_only_the_volume_error() -> None:
     first, second = sphere(14, spacing_mm), np.roll(sphere(12, spacing_mm), 3, axis=1)
     one, other = compare(first, second, spacing_mm), compare(second, first, spacing_mm)
     assert one.volume_error_percent > 0 > other.volume_error_percent
-    same = replace(other, volume_error_percent=one.volume_error_percent)
+    assert (one.above_mm, one.below_mm) == (-(other.above_mm or 0), -(other.below_mm or 0))
+    same = replace(
+        other,
+        volume_error_percent=one.volume_error_percent,
+        above_mm=one.above_mm,
+        below_mm=one.below_mm,
+    )
     assert [getattr(one, name) for name in vars(one)] == pytest.approx(
         [getattr(same, name) for name in vars(same)]
     )
@@ -100,3 +106,23 @@ def test_dice_of_half_overlapping_equal_volumes_is_a_half() -> None:
     first, second = np.zeros((1, 4), bool), np.zeros((1, 4), bool)
     first[0, :2], second[0, 1:3] = True, True
     assert dice(first, second) == 0.5
+
+
+def test_a_drawing_that_only_stops_early_is_perfect_between_the_ends() -> None:
+    spacing_mm = (3.0, 4.0, 4.0)
+    drawn = cube((0, 0, 0), spacing_mm)
+    found = drawn.copy()
+    found[2:5] = False  # three of its twenty slices, from below
+    found[22] = drawn[21]
+    result = compare(found, drawn, spacing_mm)
+    assert result.dice == pytest.approx(2 * 17 / (20 + 18))
+    assert (result.dice_between_ends, result.above_mm, result.below_mm) == (1.0, 3.0, -9.0)
+
+
+def test_masks_that_share_no_slice_have_no_dice_between_their_ends() -> None:
+    spacing_mm = (3.0, 4.0, 4.0)
+    drawn = np.zeros((10, 6, 6), bool)
+    found = drawn.copy()
+    drawn[1:3, 2:4, 2:4] = found[6:8, 2:4, 2:4] = True
+    result = compare(found, drawn, spacing_mm)
+    assert (result.dice_between_ends, result.above_mm, result.below_mm) == (None, 15.0, -15.0)

@@ -81,7 +81,7 @@ def test_tables_and_pictures_are_written_and_name_no_folder(data: Path, evaluate
     assert f"--data {data.name} --output plain --model {MODEL} --reference clinical" in text
     assert str(data.parent) not in text
     pictures = sorted(path.name for path in evaluated.glob("*.png"))
-    assert pictures == ["best_1_pt_1.png", "boxes.png"]
+    assert pictures == ["best_1_pt_1.png", "boxes.png", "ends.png"]
     assert "## The data's own limit" in text
     assert (evaluated / "observers.csv").exists()
 
