@@ -19,11 +19,11 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 
-from dicom_node import contouring, migrate, networks, outputs
+from dicom_node import contouring, logs, migrate, networks, outputs
 from dicom_node.commissioned import MODEL, changes, facts_of, settings_of
 from dicom_node.commissioning_report import read_baseline
 from dicom_node.config import AnyDestination, Config, read_config
@@ -33,6 +33,7 @@ from dicom_node.errors import AnatomyNodeError, ConfigurationError, PermanentErr
 from dicom_node.metrics import BYTES_A_MIB
 from dicom_node.shadow import candidate_of
 from dicom_node.tls import days_left, server_context
+from inference import cuda
 from inference.errors import DeviceUnavailableError, InferenceFailedError
 from inference.session import Session
 from models.card import ModelDescription, ModelPackage
@@ -63,6 +64,7 @@ class Finding:
 
 def run(config_path: Path, as_json: bool) -> int:
     """Check everything, print it, and return the exit status."""
+    logs.hush_libraries()
     findings = list(look(config_path))
     if as_json:
         problems = [finding for finding in findings if finding.problem]
@@ -236,7 +238,15 @@ def _device(config: Config, package: ModelPackage) -> tuple[Finding, str]:
         session = Session(package.onnx, wanted.device, wanted.allow_cpu, wanted.threads)
     except (DeviceUnavailableError, InferenceFailedError) as problem:
         return Finding("inference", wanted.device, f"inference.device: {problem}"), "none"
-    return Finding("inference", f"runs on {session.device}"), session.device
+    seen = cuda.look()
+    if session.device != wanted.device:
+        reason = (
+            f"inference.device: {wanted.device} was asked for, but the CPU stands in: {cuda.why_not(seen)}"
+        )
+        return Finding("inference", f"runs on {session.device}", reason, fatal=False), session.device
+    idle = session.device == "cpu" and seen.has_gpu
+    advice = "; an NVIDIA GPU is there, which inference.device: cuda would use" if idle else ""
+    return Finding("inference", f"runs on {session.device}{advice}"), session.device
 
 
 def _tls(config: Config) -> Iterator[Finding]:
@@ -292,7 +302,7 @@ def _destination(destination: AnyDestination, config: Config) -> Finding:
 
 
 def _print(findings: list[Finding]) -> None:
-    table = Table("", "check", "found", show_edge=False)
+    table = Table("", "check", Column("found", overflow="fold"), show_edge=False)  # checksums stay whole
     for finding in findings:
         found = escape(finding.problem or finding.detail)
         table.add_row("no" if finding.problem else "ok", finding.check, found)

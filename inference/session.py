@@ -17,6 +17,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from inference import cuda
 from inference.errors import DeviceMemoryError, DeviceUnavailableError, InferenceFailedError
 
 Device = Literal["cuda", "cpu"]
@@ -70,9 +71,10 @@ def device_in_use(providers: Sequence[str], wanted: Device, allow_cpu: bool) -> 
     if actual is None:
         raise DeviceUnavailableError(f"ONNX Runtime chose the providers {list(providers)}, none that we know")
     if actual != wanted and not (actual == "cpu" and allow_cpu):
+        why = f": {cuda.why_not(cuda.look())}" if wanted == "cuda" else ""
         raise DeviceUnavailableError(
             f"{wanted} was asked for, but ONNX Runtime runs on {actual} (its providers are "
-            f"{', '.join(providers)}): check the driver, CUDA and cuDNN, or set inference.allow_cpu"
+            f"{', '.join(providers)}){why}"
         )
     return actual
 

@@ -50,6 +50,7 @@ DEBIAN_PACKAGES = {
     "prometheus": "prometheus",
     "promtool": "prometheus",
     "strace": "strace",
+    "shellcheck": "shellcheck",
     "systemd-analyze": "systemd",
 }
 
