@@ -19,7 +19,8 @@ from pathlib import Path
 
 from sqlalchemy import Engine, text
 
-from dicom_node import http_status, logs, metrics, migrate
+from dicom_node import audit_message, http_status, logs, metrics, migrate
+from dicom_node.audit_stream import AuditStream
 from dicom_node.config import Config, read_config
 from dicom_node.database import damaged, open_engine, reading, told_plainly
 from dicom_node.errors import ConfigurationError, TransientError
@@ -58,9 +59,14 @@ def listen(config_path: Path) -> None:
     from dicom_node.page import Page
 
     notifier = Notifier()
-    with _alone(config_path, "listen") as (config, stop), _database(config) as engine:
-        listener = Listener(config, engine)
-        figures = metrics.exposition(metrics.NodeCollector(engine, config, listener.figures))
+    with (
+        _alone(config_path, "listen") as (config, stop),
+        _database(config) as engine,
+        _audited(config, "listen") as audit,
+    ):
+        listener = Listener(config, engine, audit=audit)
+        collector = metrics.NodeCollector(engine, config, listener.figures, audit=audit)
+        figures = metrics.exposition(collector)
         status = HttpPort(
             config.http,
             figures,
@@ -89,16 +95,38 @@ def work(config_path: Path) -> None:
     from dicom_node.worker import Worker
 
     notifier = Notifier()
-    with _alone(config_path, "work") as (config, stop), _database(config) as engine:
+    with (
+        _alone(config_path, "work") as (config, stop),
+        _database(config) as engine,
+        _audited(config, "work") as audit,
+    ):
         worker = Worker(
             config,
             engine,
             lambda package: contouring.segmenter_of(package, config),
             time.time,
             shadow_command=_command("shadow", config_path, "run"),
+            audit=audit,
         )
         worker.run(stop, ready=lambda: notifier.ready("waiting for series"), alive=notifier.alive)
         notifier.stopping()
+
+
+@contextmanager
+def _audited(config: Config, program: str) -> Iterator[AuditStream]:
+    """The stream of audit messages, which begins and ends with the word that the program does.
+
+    Raises:
+        ConfigurationError: its certificates cannot be used.
+    """
+    stream = AuditStream(config, program)
+    stream.start()
+    stream.emit(lambda: audit_message.application(stream.own_title, program, True, stream.clock()))
+    try:
+        yield stream
+    finally:
+        stream.emit(lambda: audit_message.application(stream.own_title, program, False, stream.clock()))
+        stream.stop()
 
 
 def _command(name: str, config_path: Path, *more: str) -> list[str]:

@@ -18,6 +18,7 @@ from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 
 from dicom_node import logs, scp
+from dicom_node.audit_stream import AuditStream
 from dicom_node.config import Config
 from dicom_node.errors import ConfigurationError
 from dicom_node.guard import GuardedServer, Limits
@@ -26,6 +27,7 @@ from dicom_node.keyed_hash import KeyedHash, load_key
 from dicom_node.reception_figures import ReceptionFigures
 from dicom_node.spool import Spool, SpoolError
 from dicom_node.tls import ServerTls
+from dicom_node.transfers import Arrivals
 
 POLL_S = 0.1
 """How soon the accept loop notices that it is to end."""
@@ -39,12 +41,20 @@ class Listener:
     Args:
         engine: on a database that has the current schema.
         clock: UTC seconds since the epoch.
+        audit: told of what comes and of whom is refused; None: nobody is.
 
     Attributes:
         figures: what was counted since the start.
     """
 
-    def __init__(self, config: Config, engine: Engine, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        config: Config,
+        engine: Engine,
+        clock: Callable[[], float] = time.time,
+        audit: AuditStream | None = None,
+    ) -> None:
+        self._arrivals = Arrivals(audit)
         self.figures = ReceptionFigures()
         self._config = config
         self._spool = Spool(config.storage.spool, config.storage.reserve_mib << 20)
@@ -78,7 +88,12 @@ class Listener:
         configured = self._config.listener.tls
         secured = None if configured is None else ServerTls(configured, "listener.tls")
         receiver = scp.StorageScp(
-            self._config, self._spool, self._registry, KeyedHash(load_key(self._config)), self.figures
+            self._config,
+            self._spool,
+            self._registry,
+            KeyedHash(load_key(self._config)),
+            self.figures,
+            self._arrivals,
         )
         self._make_ready()
         server = self._bind(ae, secured, receiver)

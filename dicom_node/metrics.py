@@ -28,6 +28,7 @@ from sqlalchemy import Engine, func, select, true
 from sqlalchemy.orm import Session
 
 from dicom_node import __version__
+from dicom_node.audit_stream import AuditStream
 from dicom_node.config import Config
 from dicom_node.database import reading
 from dicom_node.delivery_figures import DestinationFigures, read_figures
@@ -59,6 +60,8 @@ BYTES_A_MIB = 1 << 20
 WORKER_NUMBERS = {
     "warm_up_seconds": "How long the network's warm-up took.",
     "peak_memory_bytes": "The most memory that the worker has used.",
+    "audit_messages_sent": "Audit messages of the worker that were brought out.",
+    "audit_messages_lost": "Audit messages of the worker that were not.",
     "open_series": "Series whose slices are decoded as they arrive.",
     "open_series_bytes": "Memory that they take.",
 }
@@ -74,12 +77,14 @@ class NodeCollector(Collector):
         config: the configuration in use.
         reception: the listener's counters.
         clock: UTC epoch seconds.
+        audit: the listener's stream of audit messages; None: it has none.
     """
 
     engine: Engine
     config: Config
     reception: ReceptionFigures
     clock: Callable[[], float] = time.time
+    audit: AuditStream | None = None
     _agreement: AgreementHistory = field(default_factory=AgreementHistory)
     _history: History = field(default_factory=History)
 
@@ -100,6 +105,9 @@ class NodeCollector(Collector):
         yield from _shadow(self._agreement)
         yield from _structures(self._history)
         yield from _reception(self.reception)
+        if self.audit is not None and self.audit.is_on:
+            yield _total("audit_messages_sent", "Audit messages that were brought out.", self.audit.sent)
+            yield _total("audit_messages_lost", "Audit messages that were not.", self.audit.lost)
         yield from _disk(self.config)
         yield from _certificates(self.config, self.clock())
         yield _labelled("build_info", "The version that runs; always 1.", ("version",), {(__version__,): 1})
@@ -392,6 +400,11 @@ def _reception(figures: ReceptionFigures) -> Iterator[Metric]:
     yield _total("instances_received", "New instances stored and acknowledged.", now.instances)
     yield _total("instance_bytes_received", "Bytes of their data sets.", now.instance_bytes)
     yield _total("instances_received_again", "Instances that were here already.", now.instances_again)
+    yield _total(
+        "own_results_returned",
+        "Instances thrown away that this program had made: somebody sends its results back.",
+        now.own_results_returned,
+    )
     yield _counted("instances_refused", "C-STOREs by failure status.", "status", now.instances_refused)
     yield _total("associations_accepted", "Associations that were let in.", now.associations_accepted)
     yield _gauge("associations_open", "Associations that are open now.", now.associations_open)

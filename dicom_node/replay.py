@@ -127,8 +127,10 @@ def _as_it_was(
         job = job_of(session, number)
         predecessors = jobs.predecessors(session, job)
         created_at = datetime.fromtimestamp(job.created_at, UTC)
-        editions = Editions.read(settings, model)
-        wanted = editions.of_job(created_at, job.predecessor_sop_instance_uid, predecessors)
+        template = None if job.template == jobs.DEFAULT_TEMPLATE else Path(job.template)
+        editions = Editions.read(settings, model, template, f"the template of job {job.id}")
+        names = jobs.addressees(job, editions.by_destination)
+        wanted = editions.of_job(created_at, job.predecessor_sop_instance_uid, predecessors, names)
         reason = "" if job.reason is None else f": {job.reason}"
         was = f"job {job.id} is {job.state} by {job.model_name}, sha256 {job.model_sha256}{reason}"
         return wanted[0][0], was

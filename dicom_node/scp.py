@@ -36,7 +36,8 @@ from dicom_node.intake import AssociationEnd, Intake, Outcome, Registry
 from dicom_node.reception_figures import ReceptionFigures
 from dicom_node.spool import OutOfSpaceError, Received, Spool, receive
 from dicom_node.transfer_syntaxes import COMPRESSED
-from dicom_node.uids import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
+from dicom_node.transfers import Arrivals
+from dicom_node.uids import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME, is_derived
 
 pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
 """Values are checked here where they are used; a line in the log for each odd one would let peers fill it."""
@@ -218,6 +219,7 @@ class StorageScp:
 
     Args:
         hashed: the keyed hash under which patient and accession numbers are kept.
+        transfers: what is told to the audit stream.
     """
 
     def __init__(
@@ -227,10 +229,12 @@ class StorageScp:
         registry: Registry,
         hashed: Callable[[str], str],
         figures: ReceptionFigures,
+        transfers: Arrivals,
     ) -> None:
-        self._own_title = config.listener.ae_title
+        self._transfers = transfers
+        self._own_titles = config.listener.ae_titles
         self._peers: Sequence[Peer] = config.peers
-        self._reporters = Reporters(config.destinations)
+        self._reporters = Reporters(config.dicom_destinations)
         self._discards = frozenset(config.listener.discard_sop_classes)
         self._spool = spool
         self._registry = registry
@@ -255,7 +259,13 @@ class StorageScp:
 
     def admit(self, request: AssociationRequest) -> Refusal | None:
         """Refuse whom the configuration does not name (PS3.8 9.3.4)."""
-        if request.called_ae_title != self._own_title:
+        refusal = self._judge(request)
+        if refusal is not None:
+            self._transfers.refused(request.calling_ae_title, request.peer_address, refusal.reason)
+        return refusal
+
+    def _judge(self, request: AssociationRequest) -> Refusal | None:
+        if request.called_ae_title not in self._own_titles:
             return guard.CALLED_AE_TITLE
         title, address = request.calling_ae_title, request.peer_address
         if self._sends(title, address) or self._reporters.of(title, address):
@@ -272,9 +282,9 @@ class StorageScp:
             acceptor.supported_contexts = [verification_context()]
         if reports_for:
             acceptor.supported_contexts = [*acceptor.supported_contexts, storage_commitment.report_context()]
-        self._association_ids[association] = self._registry.association_opened(
-            title, self._own_title, address
-        )
+        number = self._registry.association_opened(title, request.called_ae_title, address)
+        self._association_ids[association] = number
+        self._transfers.opened(number, title, address)
         self._reports_for[association] = reports_for
 
     def _sends(self, title: str, address: str) -> bool:
@@ -299,6 +309,7 @@ class StorageScp:
         """Note how it ended."""
         self._reports_for.pop(association, None)
         association_id = self._association_ids.pop(association)
+        self._transfers.ended(association_id)
         self._registry.association_ended(association_id, end)
         self._log.info("association_ended", association=association_id, outcome=end.value)
 
@@ -333,6 +344,9 @@ class StorageScp:
         if sop_class_uid in self._discards:
             self._registry.discarded(sop_class_uid, len(data))
             self._figures.instance_discarded()
+            if is_derived(str(request.AffectedSOPInstanceUID)):
+                self._figures.own_result_returned()
+                self._log.info("own_result_returned", association=self._association_ids[event.assoc])
             return StoreStatus.SUCCESS
         transfer_syntax_uid = str(event.context.transfer_syntax)
         header = read_header(data, transfer_syntax_uid)
@@ -368,6 +382,10 @@ class StorageScp:
         if outcome is Outcome.OTHER_BYTES:
             self._spool.remove(file)
             raise NotTakenError(StoreStatus.DUPLICATE, "other_bytes")
+        self._transfers.came(
+            *(association_id, outcome is Outcome.NEW, header.study_instance_uid),
+            *(header.patient_id, header.accession_number, received.sop_class_uid),
+        )
         if outcome is Outcome.AGAIN:
             self._figures.instance_again()
         else:

@@ -24,8 +24,8 @@ from models.card import ModelDescription
 
 LOOK_EVERY_S = 5.0
 """How often a job is looked for that has not been compared yet."""
-LIMIT_S = 1800.0
-"""A candidate that takes longer on one series hangs."""
+LIMIT_S = 7200.0
+"""A candidate that takes longer on one series hangs; on a busy machine the lowest priority may get little."""
 LOWEST_PRIORITY = 19
 
 log = logs.get(__name__)
