@@ -86,7 +86,10 @@ def replay(
     if not output.parent.is_dir():
         raise PermanentError(f"{output.parent} is no folder to write {output.name} into; make it first")
     done = contour_again(engine, number, settings, progress)
-    write_durably(output, done.data, mode=BY_UMASK)
+    try:
+        write_durably(output, done.data, mode=BY_UMASK)
+    except OSError as problem:
+        raise PermanentError(f"{output}: {problem.strerror}") from problem
     is_the_same = None if done.before is None else done.before == done.data
     return Replay(number, done.was, {**done.report, "rt_struct": str(output)}, is_the_same, done.agreements)
 
@@ -158,7 +161,10 @@ def _slices(engine: Engine, number: int, settings: Config) -> tuple[CtSeries, by
             f"job {number} has no RT-STRUCT that would say which slices it had; more have come since: "
             "replay the job of the latest revision"
         )
-    return assemble(map(read_slice, files), settings.series.min_slices), None
+    try:
+        return assemble(map(read_slice, files), settings.series.min_slices), None
+    except OSError as problem:
+        raise CannotReplayError(f"a slice of job {number} cannot be read: {problem.strerror}") from problem
 
 
 def _read(data: bytes) -> Any:

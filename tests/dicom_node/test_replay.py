@@ -131,6 +131,12 @@ def test_a_rejected_series_shows_whether_it_would_still_be_rejected(
     assert node.job().state is JobState.REJECTED
     with pytest.raises(SeriesRejectedError, match="100"):
         replay(node.engine, 1, tmp_path / "again.dcm", node.config)
+    slices = list(node.config.storage.spool.rglob("*.dcm"))
+    content = slices[0].read_bytes()
+    slices[0].unlink()
+    with pytest.raises(CannotReplayError, match="a slice of job 1 cannot be read: No such file"):
+        replay(node.engine, 1, tmp_path / "again.dcm", node.config)
+    slices[0].write_bytes(content)
     rules = node.config.series.model_copy(update={"min_slices": 10})
     done = replay(node.engine, 1, tmp_path / "again.dcm", node.config.model_copy(update={"series": rules}))
     assert (done.is_the_same, done.agreements) == (None, ())
