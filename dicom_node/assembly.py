@@ -20,7 +20,7 @@ from dicom_node.completeness import SeriesFacts, Verdict
 from dicom_node.config import Config
 from dicom_node.database import reading, transaction
 from dicom_node.decoding import Decoder, Spooled
-from dicom_node.jobs import Model
+from dicom_node.dispatch import Dispatcher
 from dicom_node.peer_count import PeerCounts
 from dicom_node.schema import Instance, Series
 from dicom_node.states import SeriesState
@@ -44,7 +44,7 @@ class Assembler:
         engine: Engine,
         clock: Callable[[], float],
         monotonic: Callable[[], float],
-        model: Model,
+        dispatcher: Dispatcher,
         decoder: Decoder,
         peer_counts: PeerCounts | None,
     ) -> None:
@@ -53,7 +53,7 @@ class Assembler:
         self._clock = clock
         self._monotonic = monotonic
         self._ages = SteadyAges(clock, monotonic)
-        self._model = model
+        self._dispatcher = dispatcher
         self._decoder = decoder
         self._peer_counts = peer_counts
         self.is_busy = False
@@ -113,11 +113,14 @@ class Assembler:
             if verdict.evidence is None:
                 return now
             in_words = completeness.in_words(verdict.evidence)
-            job = jobs.complete(session, series, verdict.evidence, in_words, self._model, now)
-            job_id, uid = job.id, series.series_instance_uid
+            orders = self._dispatcher.orders(session, series)
+            made = jobs.complete(session, series, verdict.evidence, in_words, orders, now)
+            told, uid = {job.id: job.rule for job in made}, series.series_instance_uid
         if self._peer_counts is not None:
             self._peer_counts.forget(uid)
-        log.info("series complete", series=series_id, job=job_id, evidence=verdict.evidence["kind"])
+        for job, rule in told.items():
+            kind = verdict.evidence["kind"]
+            log.info("series complete", series=series_id, job=job, evidence=kind, rule=rule)
         return math.inf
 
     def _judge(self, session: Session, series: Series) -> Verdict:
@@ -156,11 +159,11 @@ class Assembler:
             if verdict.evidence is None:
                 return verdict.look_again_at + now - its_now
             in_words = "the same slices were pushed again"
-            job = jobs.deliver_again(session, series, in_words, now)
-            if job is not None:
+            again = jobs.deliver_again(session, series, in_words, now)
+            for job in again:
                 companions.send_again(session, job, in_words, now)
-            job_id = None if job is None else job.id
-        log.info("series pushed again", series=series_id, delivered_again=job_id)
+            numbers = [job.id for job in again]
+        log.info("series pushed again", series=series_id, delivered_again=numbers)
         return now
 
 

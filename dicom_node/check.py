@@ -17,23 +17,23 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from pydicom.uid import SecondaryCaptureImageStorage
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 
-from dicom_node import contouring, migrate, scu, storage_commitment
+from dicom_node import contouring, logs, migrate, networks, outputs
 from dicom_node.commissioned import MODEL, changes, facts_of, settings_of
 from dicom_node.commissioning_report import read_baseline
-from dicom_node.config import Config, Destination, read_config
+from dicom_node.config import AnyDestination, Config, read_config
 from dicom_node.database import open_engine, reading
 from dicom_node.editions import Editions
 from dicom_node.errors import AnatomyNodeError, ConfigurationError, PermanentError
 from dicom_node.metrics import BYTES_A_MIB
 from dicom_node.shadow import candidate_of
 from dicom_node.tls import days_left, server_context
+from inference import cuda
 from inference.errors import DeviceUnavailableError, InferenceFailedError
 from inference.session import Session
 from models.card import ModelDescription, ModelPackage
@@ -64,6 +64,7 @@ class Finding:
 
 def run(config_path: Path, as_json: bool) -> int:
     """Check everything, print it, and return the exit status."""
+    logs.hush_libraries()
     findings = list(look(config_path))
     if as_json:
         problems = [finding for finding in findings if finding.problem]
@@ -140,38 +141,52 @@ def _database(config: Config) -> Finding:
 
 
 def _model(config_path: Path, config: Config) -> Iterator[Finding]:
-    try:
-        package = contouring.package_of(config.model)
-    except ConfigurationError as problem:
-        for line in problem.problems:
-            yield Finding("model", config.model.package, line)
-        return
-    described = package.description
-    yield Finding("model", f"{described.name} {described.version}, sha256 {described.sha256}")
-    approved = config.model.approved_sha256
-    if approved == described.sha256:
-        yield Finding("model approval", "this model is the approved one")
-    else:
-        wrong = "is not set" if approved is None else "names another model"
-        reason = f"model.approved_sha256 {wrong}: results are HELD, nothing is sent"
-        yield Finding("model approval", described.name, reason, fatal=False)
-    yield from _editions(config, package)
-    yield from _shadow(config, described)
-    found, device = _device(config, package)
-    yield found
-    yield from against_baseline(config, facts_of(config_path, described, device))
+    """Each package that the configuration names: whether it is whole, approved, and runs here."""
+    packages: dict[str, ModelPackage] = {}
+    for name in networks.named(config):
+        try:
+            packages[name] = contouring.package_of(config.model.model_copy(update={"package": name}))
+        except ConfigurationError as problem:
+            for line in problem.problems:
+                yield Finding("model", name, line)
+            continue
+        described = packages[name].description
+        yield Finding("model", f"{described.name} {described.version}, sha256 {described.sha256}")
+        yield _approval(config, name, described.sha256)
+    if len(packages) == len(networks.named(config)):
+        yield from _editions(config)
+        yield from _shadow(config, packages[config.model.package].description)
+    for name, package in packages.items():
+        found, device = _device(config, package)
+        yield found
+        if name == config.model.package:
+            yield from against_baseline(config, facts_of(config_path, package.description, device))
 
 
-def _editions(config: Config, package: ModelPackage) -> Iterator[Finding]:
-    """Whether names, colours and labels fit what each destination takes."""
+def _approval(config: Config, name: str, sha256: str) -> Finding:
+    approved = config.model.approved_of(name)
+    if approved == sha256:
+        return Finding("model approval", f"{name}: this model is the approved one")
+    wrong = "is not set" if approved is None else "names another model"
+    reason = f"model.approved_sha256 {wrong} for {name}: results are HELD, nothing is sent"
+    return Finding("model approval", name, reason, fatal=False)
+
+
+def _editions(config: Config) -> Iterator[Finding]:
+    """Whether names, colours and labels of each result fit what each destination takes."""
     try:
-        editions = Editions.read(config, package.description)
+        found = networks.read_networks(config)
     except ConfigurationError as problem:
         for line in problem.problems:
             yield Finding("RT Structure Sets", "", line)
         return
-    names = ", ".join(editions.by_destination) or "no destination"
-    yield Finding("RT Structure Sets", f"names, colours and labels fit: {names}")
+    names = ", ".join(destination.name for destination in config.destinations) or "no destination"
+    sets = sum(len(network.editions) for network in found.values())
+    kinds = "" if sets == 1 else f", in {sets} kinds of results"
+    yield Finding("RT Structure Sets", f"names, colours and labels fit: {names}{kinds}")
+    if config.routing:
+        rules = ", ".join(rule.name for rule in config.routing)
+        yield Finding("routing", f"{len(config.routing)} rule(s): {rules}")
 
 
 def _shadow(config: Config, approved: ModelDescription) -> Iterator[Finding]:
@@ -205,7 +220,8 @@ def against_baseline(config: Config, facts: Mapping[str, str]) -> Iterator[Findi
     problems = list(changes(facts, settings_of(config), known.facts, known.settings))
     if not known.has_held:
         problems.append("the commissioning itself says that not all its points held")
-    approved, commissioned = config.model.approved_sha256, known.facts.get(MODEL)
+    approved = config.model.approved_of(config.model.package)
+    commissioned = known.facts.get(MODEL)
     if approved is not None and approved not in (commissioned, facts[MODEL]):
         problems.append(f"model.approved_sha256 is {approved}, but {commissioned} was commissioned")
     seen = f"{path}, made {known.made_at}"
@@ -222,7 +238,15 @@ def _device(config: Config, package: ModelPackage) -> tuple[Finding, str]:
         session = Session(package.onnx, wanted.device, wanted.allow_cpu, wanted.threads)
     except (DeviceUnavailableError, InferenceFailedError) as problem:
         return Finding("inference", wanted.device, f"inference.device: {problem}"), "none"
-    return Finding("inference", f"runs on {session.device}"), session.device
+    seen = cuda.look()
+    if session.device != wanted.device:
+        reason = (
+            f"inference.device: {wanted.device} was asked for, but the CPU stands in: {cuda.why_not(seen)}"
+        )
+        return Finding("inference", f"runs on {session.device}", reason, fatal=False), session.device
+    idle = session.device == "cpu" and seen.has_gpu
+    advice = "; an NVIDIA GPU is there, which inference.device: cuda would use" if idle else ""
+    return Finding("inference", f"runs on {session.device}{advice}"), session.device
 
 
 def _tls(config: Config) -> Iterator[Finding]:
@@ -269,25 +293,16 @@ def _node_runs(config: Config) -> bool:
     return False
 
 
-def _destination(destination: Destination, config: Config) -> Finding:
+def _destination(destination: AnyDestination, config: Config) -> Finding:
     name = f"destination {destination.name}"
-    seen = f"{destination.ae_title} at {destination.host}:{destination.port}"
     try:
-        calling = destination.calling_ae_title or config.listener.ae_title
-        scu.echo(destination, calling)
-        if destination.preview:
-            scu.accepts(destination, calling, SecondaryCaptureImageStorage)
-        if destination.storage_commitment.enabled:
-            scu.accepts(destination, calling, storage_commitment.SOP_CLASS_UID)
+        return Finding(name, outputs.look(destination, config.listener.ae_title))
     except AnatomyNodeError as problem:
-        return Finding(name, seen, problem.reason, fatal=False)
-    takes = ", takes pictures" if destination.preview else ""
-    commits = ", offers storage commitment" if destination.storage_commitment.enabled else ""
-    return Finding(name, f"{seen} answers C-ECHO{takes}{commits}")
+        return Finding(name, "", problem.reason, fatal=False)
 
 
 def _print(findings: list[Finding]) -> None:
-    table = Table("", "check", "found", show_edge=False)
+    table = Table("", "check", Column("found", overflow="fold"), show_edge=False)  # checksums stay whole
     for finding in findings:
         found = escape(finding.problem or finding.detail)
         table.add_row("no" if finding.problem else "ok", finding.check, found)

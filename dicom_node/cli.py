@@ -198,6 +198,40 @@ def contour(
 
 
 @app.command()
+def explain(
+    folder: Annotated[Path, typer.Argument(help="Folder of CT series.", exists=True, file_okay=False)],
+    calling: Annotated[str | None, typer.Option("--calling", help="The AE title that would send it.")] = None,
+    called: Annotated[
+        str | None,
+        typer.Option("--called", help="The one that it would call; without it the node's own."),
+    ] = None,
+    config: ConfigPath = DEFAULT_CONFIG,
+    as_json: AsJson = False,
+) -> None:
+    """Say which routing rule a series meets and why, and what would follow, without contouring it.
+
+    Shows what the files say of themselves, such as their descriptions.
+    """
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from dicom_node import explain as explaining
+    from dicom_node.config import read_config
+
+    settings = read_config(config)
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        bar = progress.add_task("", total=None)
+        explanation = explaining.explain(
+            folder,
+            settings,
+            calling,
+            called,
+            lambda what, done, total: progress.update(bar, description=what, completed=done, total=total),
+        )
+    _tell(explanation, as_json)
+
+
+@app.command()
 def replay(
     job: JobNumber,
     output: Annotated[Path, typer.Option("--output", help="The RT Structure Set to write.")],
@@ -220,7 +254,7 @@ def replay(
             engine,
             job,
             output,
-            settings,
+            settings if model else replaying.as_now(engine, job, settings),
             lambda what, part, total: progress.update(bar, description=what, completed=part, total=total),
         )
     _tell(done, as_json)

@@ -139,10 +139,11 @@ def _points(config: Config, package: ModelPackage, options: RtStructOptions) -> 
 def _approval(config: Config, package: ModelPackage) -> Point:
     described = package.description
     detail = f"{described.name} {described.version}, sha256 {described.sha256}"
-    if config.model.approved_sha256 == described.sha256:
+    approved = config.model.approved_of(config.model.package)
+    if approved == described.sha256:
         return Point("the model is the approved one", detail)
     problem = (
-        f"model.approved_sha256 is {config.model.approved_sha256 or 'not set'}, the model's is "
+        f"model.approved_sha256 is {approved or 'not set'}, the model's is "
         f"{described.sha256}: nothing is sent until a physicist sets it"
     )
     return Point("the model is the approved one", detail, problem=problem)

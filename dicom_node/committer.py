@@ -42,7 +42,7 @@ class Committer:
         rng = rng or Random()  # noqa: S311  (jitter, no secret)
         self._lanes = tuple(
             _Lane(config, destination, engine, clock, rng, stopping)
-            for destination in config.destinations
+            for destination in config.dicom_destinations
             if destination.storage_commitment.enabled
         )
         self._running = Lanes("commit", self._lanes, stopping, POLL_S)

@@ -1,7 +1,7 @@
 """Paints companions and brings them to their destinations, one lane (a thread) for each.
 
 Owns when a companion is painted and when it is tried.
-Speaks the companions' rows, and `scu.storing` with the very bytes that were fsynced.
+Speaks the companions' rows, and `outputs.storing` with the very bytes that were fsynced.
 Never holds up an RT-STRUCT: those have lanes of their own, and go out while the pictures are still drawn.
 """
 
@@ -14,8 +14,8 @@ from random import Random
 
 from sqlalchemy import Engine, select
 
-from dicom_node import companions, logs, scu, timings
-from dicom_node.config import Config, Destination
+from dicom_node import companions, logs, outputs, timings
+from dicom_node.config import AnyDestination, Config
 from dicom_node.database import reading, transaction
 from dicom_node.deliverer import DELIVERED, Store
 from dicom_node.errors import PermanentError
@@ -24,9 +24,8 @@ from dicom_node.painting import order_of_companion, paint
 from dicom_node.results import Results
 from dicom_node.retry import delay_s, is_due
 from dicom_node.schema import Companion
-from dicom_node.scu import StoreOutcome
 from dicom_node.states import DeliveryState
-from dicom_node.store_status import StoreKind
+from dicom_node.store_status import StoreKind, StoreOutcome
 
 POLL_S = 1.0
 """How soon a companion is seen; nobody waits for a picture as for a contour."""
@@ -42,7 +41,7 @@ class CompanionSender:
         config: Config,
         engine: Engine,
         clock: Callable[[], float],
-        store: Store = scu.storing,
+        store: Store = outputs.storing,
         rng: Random | None = None,
     ) -> None:
         self._config = config
@@ -83,7 +82,7 @@ class _Lane:
     def __init__(
         self,
         config: Config,
-        destination: Destination,
+        destination: AnyDestination,
         engine: Engine,
         clock: Callable[[], float],
         store: Store,
@@ -93,7 +92,7 @@ class _Lane:
     ) -> None:
         self.name = destination.name
         self._destination = destination
-        self._calling = destination.calling_ae_title or config.listener.ae_title
+        self._own_ae_title = config.listener.ae_title
         self._storage = config.storage
         self._results = Results(config.storage.results)
         self._retry = config.retry
@@ -180,7 +179,7 @@ class _Lane:
         """What became of the sheets: of the last one, or of the first that was not taken."""
         outcome = StoreOutcome(StoreKind.REFUSED, None, "there is no sheet to send")
         for file in files:
-            with self._store(self._destination, self._calling, self._storage.results / file) as answer:
+            with self._store(self._destination, self._own_ae_title, self._storage.results / file) as answer:
                 outcome = answer
             if outcome.kind not in DELIVERED:
                 break

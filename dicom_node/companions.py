@@ -31,7 +31,10 @@ def follow(session: Session, job: Job, config: Config, at: float) -> None:
     What was asked for before is drawn anew: where nothing has changed, it is the same object again.
     """
     held = _held_for(session, job)
+    names = jobs.addressees(job, [destination.name for destination in config.destinations])
     for destination in config.destinations:
+        if destination.name not in names:
+            continue
         kind = CompanionKind.NOTICE if destination.name in held else _called_for(job)
         if destination.preview and kind is not None:
             _ask(session, job, destination.name, kind, at)

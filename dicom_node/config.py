@@ -9,20 +9,25 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 import yaml
 from pydantic import (
     AfterValidator,
     BaseModel,
     ConfigDict,
+    Discriminator,
     Field,
+    Tag,
     ValidationError,
     field_validator,
     model_validator,
 )
 
+from dicom_node import routing
 from dicom_node.errors import ConfigurationError
 from dicom_node.profiles import (
     PROFILES,
@@ -38,6 +43,7 @@ from dicom_node.profiles import (
     ProfileName,
     RoiType,
 )
+from dicom_node.routing import RETURN_TO_SENDER, Rule
 from inference.flags import FLAGS, NOT_FOUND, SERIES_FLAGS
 
 Seconds = Annotated[float, Field(gt=0)]
@@ -92,6 +98,8 @@ class Listener(_Section):
     """The DICOM door: who may come in, and how much of it one peer may take."""
 
     ae_title: AeTitle = "ANATOMYNODE"
+    more_ae_titles: tuple[AeTitle, ...] = ()
+    """Further called AE titles that are let in, for rules of `routing` to tell apart."""
     host: str = "127.0.0.1"
     port: Port = 11112
     tls: Tls | None = None
@@ -111,6 +119,11 @@ class Listener(_Section):
     max_outstanding_requests: Count = 64
     discard_sop_classes: tuple[Uid, ...] = ()
     """Storage classes that are accepted, counted and thrown away."""
+
+    @property
+    def ae_titles(self) -> tuple[str, ...]:
+        """Every called AE title that is let in, without the blanks at its ends."""
+        return tuple(title.strip() for title in (self.ae_title, *self.more_ae_titles))
 
 
 class Peer(_Section):
@@ -178,18 +191,35 @@ class Shadow(_Section):
     """In the folder of the packages; it needs no approval. None: there is no candidate."""
 
 
+def _kind_of_approval(value: Any) -> str:
+    return "<by package>" if isinstance(value, dict) else "<one>"
+
+
+Approved = Annotated[
+    Annotated[Sha256, Tag("<one>")] | Annotated[dict[str, Sha256], Tag("<by package>")],
+    Discriminator(_kind_of_approval),
+]
+
+
 class ModelChoice(_Section):
-    """Which network contours, and the one whose hash a physicist approved."""
+    """Which network contours, and the ones whose hashes a physicist approved."""
 
     package: str = "anatomynet-hn"
     folder: Path | None = None
     """Folder of packages; None means those that came with the program."""
-    approved_sha256: Sha256 | None = None
-    """Only this model.onnx may send. None: nothing is sent; jobs are HELD with the reason."""
+    approved_sha256: Approved | None = None
+    """Only this model.onnx may send: of `package`, or by package where rules name several. None: nothing is
+    sent; jobs are HELD with the reason."""
     shadow: Shadow = Shadow()
     """What is compared with the approved model, whenever the worker has nothing else to do."""
     baseline: Path | None = None
     """The JSON of the commissioning that was signed; `anatomynode check` says what is different now."""
+
+    def approved_of(self, package: str) -> str | None:
+        """The sha256 that is approved of a package; None where none is."""
+        if isinstance(self.approved_sha256, dict):
+            return self.approved_sha256.get(package)
+        return self.approved_sha256 if package == self.package else None
 
 
 class Inference(_Section):
@@ -267,6 +297,33 @@ class EditionChoice(_Section):
         )
 
 
+FILE_NAME_FIELDS = ("sop_instance_uid", "series_instance_uid", "study_instance_uid", "modality")
+"""What the name of a delivered file may say; none of it names a patient."""
+
+
+def _is_service(url: str) -> str:
+    parts = urlsplit(url)
+    if parts.scheme not in {"http", "https"} or not parts.hostname or parts.query or parts.fragment:
+        raise ValueError("an http or https URL with a host, and without query or fragment")
+    if parts.username is not None or parts.password is not None:
+        raise ValueError("no user or password in it: `user`, and the environment or `password_file`")
+    return url.rstrip("/")
+
+
+def _is_file_name(pattern: str) -> str:
+    try:
+        fields = dict.fromkeys(FILE_NAME_FIELDS, "1.2")
+        name, other = pattern.format_map(fields), pattern.format_map({**fields, "sop_instance_uid": "1.3"})
+    except (KeyError, IndexError, ValueError, AttributeError) as problem:
+        known = ", ".join(f"{{{field}}}" for field in FILE_NAME_FIELDS)
+        raise ValueError(f"it may name {known} in braces, and nothing else") from problem
+    if name == other:
+        raise ValueError("it must name {sop_instance_uid}, or one object would take another's place")
+    if "/" in name or name.startswith(".") or not name.isascii() or not name.isprintable():
+        raise ValueError("a plain name: printable ASCII, no slash, no dot at its beginning")
+    return pattern
+
+
 class StorageCommitment(_Section):
     """How a destination is asked to commit itself to what it has stored (PS3.4 Annex J)."""
 
@@ -282,10 +339,25 @@ class StorageCommitment(_Section):
     """Where reports come from, as IP addresses or networks; none: the destination's host."""
 
 
-class Destination(_Section):
-    """A DICOM application that receives the RT Structure Sets."""
+class _Receiving(_Section):
+    """What every kind of destination has."""
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,31}$")]
+    preview: bool = False
+    """Whether it also gets pictures of the contours, and of a refusal its words, as Secondary Captures."""
+    storage_commitment: StorageCommitment = StorageCommitment()
+    hold: Holding = ()
+    """Further flags than those of `review.hold` with which this one gets its RT-STRUCT only once a person
+    has released it; the others do not wait."""
+    senders: tuple[AeTitle, ...] = ()
+    """Calling AE titles; with any, it gets only what was made of series that one of them sent."""
+    rt_struct: EditionChoice = EditionChoice()
+
+
+class Destination(_Receiving):
+    """A DICOM application that receives the RT Structure Sets by C-STORE."""
+
+    kind: Literal["dicom"] = "dicom"
     host: str
     port: Port
     ae_title: AeTitle
@@ -295,13 +367,91 @@ class Destination(_Section):
     connect_timeout_s: Seconds = 10.0
     response_timeout_s: Seconds = 60.0
     """For the association's acceptance and for each answer."""
-    preview: bool = False
-    """Whether it also gets pictures of the contours, and of a refusal its words, as Secondary Captures."""
-    storage_commitment: StorageCommitment = StorageCommitment()
-    hold: Holding = ()
-    """Further flags than those of `review.hold` with which this one gets its RT-STRUCT only once a person
-    has released it; the others do not wait."""
-    rt_struct: EditionChoice = EditionChoice()
+
+
+def _without_commitment(asked: StorageCommitment) -> StorageCommitment:
+    if asked.enabled:
+        raise ValueError("storage commitment is a service of DICOM associations: kind dicom has it")
+    return asked
+
+
+class WebDestination(_Receiving):
+    """A DICOMweb service that receives them by STOW-RS (PS3.18 10.5)."""
+
+    kind: Literal["dicomweb"]
+    url: Annotated[str, AfterValidator(_is_service)]
+    """Of the service, without `/studies`, such as https://pacs.example/dicom-web."""
+    user: str | None = None
+    """Its password comes from the environment or `password_file`."""
+    password_file: Path | None = None
+    token_file: Path | None = None
+    """A bearer token, instead of user and password."""
+    ca: Path | None = None
+    """Certificates that its own must be signed by; None: those that the system trusts."""
+    connect_timeout_s: Seconds = 10.0
+    response_timeout_s: Seconds = 60.0
+    """For the whole answer."""
+
+    _no_commitment = field_validator("storage_commitment")(_without_commitment)
+
+    @model_validator(mode="after")
+    def _tells_secrets_to_nobody_else(self) -> WebDestination:
+        if self.user is not None and self.token_file is not None:
+            raise ValueError("either user and a password, or a token")
+        if (self.user is not None or self.token_file is not None) and not self.is_private:
+            raise ValueError("passwords and tokens go to https only, or to this machine")
+        return self
+
+    @property
+    def is_private(self) -> bool:
+        """Whether nobody on the way can read what is sent."""
+        parts = urlsplit(self.url)
+        return parts.scheme == "https" or parts.hostname in {"localhost", "127.0.0.1", "::1"}
+
+    def secret(self, what: Literal["password", "token"]) -> str | None:
+        """From the environment variable ANATOMYNODE_NAME_PASSWORD or ..._TOKEN, else from its file.
+
+        The file is read each time: tokens are renewed while the node runs.
+
+        Raises:
+            OSError: the file cannot be read.
+        """
+        name = re.sub(r"[^A-Z0-9]", "_", self.name.upper())
+        file = self.password_file if what == "password" else self.token_file
+        said = os.environ.get(f"ANATOMYNODE_{name}_{what.upper()}")
+        return said or (None if file is None else file.read_text(encoding="utf-8").strip())
+
+
+class FolderDestination(_Receiving):
+    """A folder on this machine's disks that receives them as files."""
+
+    kind: Literal["folder"]
+    folder: Path
+    """Must be there: a share that is not mounted gets nothing."""
+    file_name: Annotated[str, AfterValidator(_is_file_name)] = "{sop_instance_uid}.dcm"
+    """May name the fields of `FILE_NAME_FIELDS` in braces."""
+    group_may_read: bool = True
+    """Whether the files are for the folder's group too (0640), or for this program's account alone (0600)."""
+
+    _no_commitment = field_validator("storage_commitment")(_without_commitment)
+
+
+def _kind_of_destination(value: Any) -> str:
+    kind = value.get("kind", "dicom") if isinstance(value, dict) else getattr(value, "kind", None)
+    return f"<{kind}>"
+
+
+AnyDestination = Destination | WebDestination | FolderDestination
+_OneOfThem = Annotated[
+    Annotated[Destination, Tag("<dicom>")]
+    | Annotated[WebDestination, Tag("<dicomweb>")]
+    | Annotated[FolderDestination, Tag("<folder>")],
+    Discriminator(
+        _kind_of_destination,
+        custom_error_type="kind",
+        custom_error_message="kind is dicom, dicomweb or folder",
+    ),
+]
 
 
 class Retry(_Section):
@@ -410,7 +560,9 @@ class Config(_Section):
     inference: Inference = Inference()
     rt_struct: RtStruct = RtStruct()
     review: Review = Review()
-    destinations: tuple[Destination, ...]
+    routing: tuple[Rule, ...] = ()
+    """The first rule that a series meets decides; none at all: `model.package`, for all destinations."""
+    destinations: tuple[_OneOfThem, ...]
     retry: Retry = Retry()
     retention: Retention = Retention()
     http: Http = Http()
@@ -421,10 +573,15 @@ class Config(_Section):
     variable ANATOMYNODE_HASH_KEY. None: a random one is made once and kept in the storage folder."""
 
     @property
+    def dicom_destinations(self) -> tuple[Destination, ...]:
+        """Those that are reached by DICOM associations."""
+        return tuple(one for one in self.destinations if isinstance(one, Destination))
+
+    @property
     def tls_by_name(self) -> dict[str, Tls]:
         """Whose TLS is configured: `listener`, and destinations by their names."""
         own = {"listener": self.listener.tls, "audit_stream": self.audit_stream.tls}
-        named = own | {one.name: one.tls for one in self.destinations}
+        named = own | {one.name: one.tls for one in self.dicom_destinations}
         return {name: tls for name, tls in named.items() if tls is not None}
 
     @model_validator(mode="after")
@@ -435,8 +592,15 @@ class Config(_Section):
             for name in sorted({name for name in names if names.count(name) > 1})
         ]
         source = self.series.query_source
-        if source is not None and source not in names:
-            problems.append(f"series.query_source: there is no destination {source!r}; known: {names}")
+        to_ask = [destination.name for destination in self.dicom_destinations]
+        if source is not None and source not in to_ask:
+            problems.append(f"series.query_source: there is no destination {source!r}; known: {to_ask}")
+        if RETURN_TO_SENDER in names:
+            problems.append(
+                f"destinations: none may be called {RETURN_TO_SENDER}: rules mean something by it"
+            )
+        peers = [peer.ae_title.strip() for peer in self.peers]
+        problems += routing.problems(self.routing, self.destinations, peers, self.listener.ae_titles)
         if problems:
             raise ValueError("; ".join(problems))
         return self
@@ -481,8 +645,10 @@ def _line_of(problem: Exception) -> str:
 
 
 def _where(location: tuple[int | str, ...]) -> str:
-    """`("peers", 0, "ae_title")` as `peers[0].ae_title`."""
+    """`("peers", 0, "ae_title")` as `peers[0].ae_title`, without the name of an alternative, `<...>`."""
     words = ""
     for part in location:
+        if isinstance(part, str) and part.startswith("<"):
+            continue
         words += f"[{part}]" if isinstance(part, int) else f".{part}" if words else part
     return words or "the whole file"

@@ -19,8 +19,8 @@ from pydicom.uid import (
     SecondaryCaptureImageStorage,
 )
 
-from dicom_node import __version__
-from dicom_node.config import Config, Destination
+from dicom_node import __version__, stow
+from dicom_node.config import Config, Destination, WebDestination
 from dicom_node.ct_identity import CLINICAL_TRIAL_MODULES, PATIENT_MODULE, STUDY_MODULES, TYPE_2
 from dicom_node.scp import LOSSLESS
 from dicom_node.store_status import NO_STATUS, TABLE, UNKNOWN, StatusRange, StoreKind
@@ -39,6 +39,7 @@ _FATES = {
     StoreKind.WARNING: "stored, with the warning kept as its reason",
     StoreKind.DUPLICATE: "stored: UIDs are derived from what is inside, so it is this very object",
     StoreKind.TRANSIENT: "tried again",
+    StoreKind.UNREACHABLE: "tried again",
     StoreKind.REFUSED: "refused, until a person retries it",
 }
 
@@ -61,7 +62,10 @@ def statement(config: Config) -> str:
             ("transfer syntax", "UID"), [(uid.name.split(":")[0], uid) for uid in map(UID, LOSSLESS)]
         ),
         "listener_address": f"{listener.host}, port {listener.port}",
+        "more_ae_titles": ", ".join(f"`{title}`" for title in listener.more_ae_titles) or "none here",
         "destinations": _destinations(config),
+        "other_destinations": _others(config),
+        "web_answers": _web_answers(),
         "peers": _table(
             ("calling AE title", "addresses"),
             [(peer.ae_title, ", ".join(peer.addresses)) for peer in config.peers],
@@ -116,7 +120,7 @@ def _classes_scp(discarded: Sequence[str]) -> str:
 
 
 def _classes_scu(config: Config) -> str:
-    destinations = config.destinations
+    destinations = config.dicom_destinations
 
     def where(wanted: Iterable[Destination]) -> str:
         return f"here: {', '.join(one.name for one in wanted)}" if wanted else "not in use here"
@@ -167,10 +171,29 @@ def _destinations(config: Config) -> str:
             f"{one.rt_struct.profile}, {one.rt_struct.resolved.transfer_syntax} VR",
             f"{one.connect_timeout_s:g} s, {one.response_timeout_s:g} s",
         )
-        for one in config.destinations
+        for one in config.dicom_destinations
     ]
     header = ("name", "called AE title", "calling AE title", "address", "TLS", "profile", "waits")
     return _table(header, rows)
+
+
+def _others(config: Config) -> str:
+    """Destinations that are reached without an association."""
+    rows = [
+        (one.name, one.kind, one.url if isinstance(one, WebDestination) else str(one.folder))
+        for one in config.destinations
+        if not isinstance(one, Destination)
+    ]
+    return _table(("name", "kind", "where"), rows) if rows else "None here."
+
+
+def _web_answers() -> str:
+    rows = [(_statuses(which), _FATES[kind], f"it {words}") for which, (kind, words) in stow.STATUSES.items()]
+    return _table(("HTTP status", "the delivery", "in words"), rows)
+
+
+def _statuses(which: range) -> str:
+    return str(which.start) if len(which) == 1 else f"{which.start} to {which.stop - 1}, the others"
 
 
 def _taken_over() -> str:

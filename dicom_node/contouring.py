@@ -115,14 +115,39 @@ def contour(
     """Segment a series, write its RT Structure Set in each edition, and read those back against the mask.
 
     Raises:
+        as `segment` and `draw`.
+    """
+    return draw(series, segment(series, segmenter), options, *others)
+
+
+def segment(series: CtSeries, segmenter: Segmenter) -> Segmentation:
+    """Find the structures.
+
+    Raises:
         SeriesRejectedError: the volume is nothing that the model was made for.
-        IncompleteError: a structure was not found, and no edition does without it.
         ForwardPassError: the network did not run through; it may later.
         MemoryError: the machine has too little for this series.
+    """
+    try:
+        return segmenter.segment(series.volume)
+    except OutsideModelError as problem:
+        raise SeriesRejectedError(problem.code, problem.reason) from problem
+    except InferenceFailedError as problem:
+        raise ForwardPassError(problem) from problem
+
+
+def draw(
+    series: CtSeries, segmentation: Segmentation, options: RtStructOptions, *others: RtStructOptions
+) -> Contoured:
+    """Write the RT Structure Set of a segmentation in each edition, and read those back against the mask.
+
+    Raises:
+        SeriesRejectedError: nothing would be left of what was found.
+        IncompleteError: a structure was not found, and no edition does without it.
         RtStructCheckError: what was written is not what was segmented.
     """
     watch = Stopwatch()
-    segmentation = review.without(_segment(series, segmenter), options.leave_out)
+    segmentation = review.without(segmentation, options.leave_out)
     watch.seconds.update(segmentation.seconds)
     wanted = (options, *others)
     with watch.stage("rt_struct"):
@@ -340,15 +365,6 @@ def _told_of_files() -> Iterator[None]:
         yield
     except OSError as problem:
         raise PermanentError(f"{problem.filename or 'the disk'}: {problem.strerror}") from problem
-
-
-def _segment(series: CtSeries, segmenter: Segmenter) -> Segmentation:
-    try:
-        return segmenter.segment(series.volume)
-    except OutsideModelError as problem:
-        raise SeriesRejectedError(problem.code, problem.reason) from problem
-    except InferenceFailedError as problem:
-        raise ForwardPassError(problem) from problem
 
 
 def _report(

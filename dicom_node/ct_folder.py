@@ -83,16 +83,16 @@ def read_folder(
     found = look_through(folder, progress)
     notes = [f"ignored {count} file(s): {code}" for code, count in sorted(found.ignored.items())]
     if not found.slices:
-        raise _no_ct(found)
+        raise no_ct(found)
     ranked = _ranked(found, rules, model_spacing_mm)
     chosen = ranked[0].candidate.series_instance_uid if ranked else next(iter(found.slices))
     if len(found.slices) > 1:
         notes += _told(ranked)
-    return _read_series([path for path, _ in found.slices[chosen]], rules, progress), tuple(notes)
+    return read_series([path for path, _ in found.slices[chosen]], rules, progress), tuple(notes)
 
 
-def _no_ct(found: Found) -> SeriesRejectedError:
-    """With the code and the words of what is nearest to a CT, and how many files there are of each kind."""
+def no_ct(found: Found) -> SeriesRejectedError:
+    """What to raise where there is no slice: code and words of what is nearest to a CT, and the counts."""
     told = ", ".join(f"{count} {code}" for code, count in sorted(found.ignored.items())) or "it is empty"
     nearest = next((kind for kind in _NEAREST_TO_CT if kind in found.ignored), Refusal.NOT_CT)
     why = f"; {found.why_ignored[nearest]}" if nearest in found.why_ignored else ""
@@ -134,7 +134,13 @@ def _told(ranked: Sequence[Ranked]) -> list[str]:
     ]
 
 
-def _read_series(paths: Sequence[Path], rules: SeriesRules, progress: Progress) -> CtSeries:
+def read_series(paths: Sequence[Path], rules: SeriesRules, progress: Progress) -> CtSeries:
+    """One series from all of its files.
+
+    Raises:
+        SeriesRejectedError: it cannot be contoured.
+        OSError: a file cannot be read.
+    """
     builder = SeriesBuilder()
 
     def take(path: Path) -> None:

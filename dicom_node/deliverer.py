@@ -1,7 +1,7 @@
 """Brings each stored RT-STRUCT to each of its destinations.
 
 Owns when an attempt is made, and one lane (a thread) for each destination, so that none waits for another.
-Speaks the deliveries' rows, and `scu.storing` with the very bytes that were fsynced.
+Speaks the deliveries' rows, and `outputs.storing` with the very bytes that were fsynced.
 Never keeps anything in memory that a restart would need, and never takes silence for success.
 """
 
@@ -18,16 +18,15 @@ from random import Random
 from sqlalchemy import Engine, select, update
 from sqlalchemy.orm import Session
 
-from dicom_node import jobs, logs, scu, timings
-from dicom_node.config import Config, Destination
+from dicom_node import jobs, logs, outputs, timings
+from dicom_node.config import AnyDestination, Config
 from dicom_node.database import reading, transaction
 from dicom_node.errors import PermanentError
 from dicom_node.lanes import Lanes
 from dicom_node.retry import delay_s, is_due
 from dicom_node.schema import Delivery, Job
-from dicom_node.scu import StoreOutcome
 from dicom_node.states import DeliveryState
-from dicom_node.store_status import KEPT, StoreKind
+from dicom_node.store_status import KEPT, StoreKind, StoreOutcome
 
 POLL_S = 0.5
 """How soon a delivery is seen that nobody woke us for, such as one that a person retries."""
@@ -36,8 +35,8 @@ DELIVERED = KEPT | {StoreKind.DUPLICATE}
 """Our SOP Instance UIDs are derived from all that an RT-STRUCT is made of: what a destination has under this
 UID is this one, from an attempt whose answer was lost or from an earlier push."""
 
-Store = Callable[[Destination, str, Path], AbstractContextManager[StoreOutcome]]
-"""Sends a file; the outcome is known inside the block."""
+Store = Callable[[AnyDestination, str, Path], AbstractContextManager[StoreOutcome]]
+"""Sends a file as the node of this AE title; the outcome is known inside the block."""
 
 log = logs.get(__name__)
 
@@ -73,7 +72,7 @@ class Deliverer:
         config: Config,
         engine: Engine,
         clock: Callable[[], float],
-        store: Store = scu.storing,
+        store: Store = outputs.storing,
         rng: Random | None = None,
     ) -> None:
         self._config = config
@@ -126,7 +125,7 @@ class _Lane:
     def __init__(
         self,
         config: Config,
-        destination: Destination,
+        destination: AnyDestination,
         engine: Engine,
         clock: Callable[[], float],
         store: Store,
@@ -136,7 +135,7 @@ class _Lane:
         self.name = destination.name
         self._stopping = stopping
         self._destination = destination
-        self._calling = destination.calling_ae_title or config.listener.ae_title
+        self._own_ae_title = config.listener.ae_title
         self._results = config.storage.results
         self._retry = config.retry
         self._engine = engine
@@ -181,7 +180,7 @@ class _Lane:
         traceback, damaged = None, False
         with ExitStack() as until_recorded:
             try:
-                sending = self._store(self._destination, self._calling, _checked(due))
+                sending = self._store(self._destination, self._own_ae_title, _checked(due))
                 outcome = until_recorded.enter_context(sending)
             except DamagedResultError as damage:
                 damaged = True
@@ -222,7 +221,6 @@ class _Lane:
             return
         match outcome.kind:
             case kind if kind in DELIVERED:
-                assert outcome.status is not None
                 asks = self._destination.storage_commitment.enabled
                 jobs.delivery_stored(session, delivery, outcome.status, _in_words(outcome), now, asks)
                 self._hurry(session, now)

@@ -7,7 +7,7 @@ Never reads a file after the start: an edition is the same for as long as the no
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -36,17 +36,28 @@ class Editions:
     by_destination: Mapping[str, RtStructOptions]
 
     @classmethod
-    def read(cls, config: Config, model: ModelDescription) -> Editions:
+    def read(
+        cls,
+        config: Config,
+        model: ModelDescription,
+        template: Path | None = None,
+        path_of_template: str = "rt_struct.template",
+    ) -> Editions:
         """Resolve what the configuration says, for a model.
+
+        Args:
+            template: of a routing rule's result, before those of the destinations.
+            path_of_template: where it stands in the configuration.
 
         Raises:
             ConfigurationError: with every problem, each with its path.
         """
         problems: list[str] = []
-        plain = _read("rt_struct", EditionChoice(), config, model, problems)
+        named = None if template is None else (path_of_template, template)
+        plain = _read("rt_struct", EditionChoice(), config, model, problems, named)
         by_destination = {
             destination.name: _read(
-                f"destinations[{index}].rt_struct", destination.rt_struct, config, model, problems
+                f"destinations[{index}].rt_struct", destination.rt_struct, config, model, problems, named
             )
             for index, destination in enumerate(config.destinations)
         }
@@ -55,7 +66,11 @@ class Editions:
         return cls(plain, by_destination)
 
     def of_job(
-        self, created_at: datetime, predecessor: str | None, predecessors: Mapping[str, str]
+        self,
+        created_at: datetime,
+        predecessor: str | None,
+        predecessors: Mapping[str, str],
+        addressees: Collection[str] | None = None,
     ) -> list[tuple[RtStructOptions, tuple[str, ...]]]:
         """Each different edition once, with the destinations that get it; the plain one where there are none.
 
@@ -63,9 +78,12 @@ class Editions:
             created_at: aware; the job's own time.
             predecessor: the SOP Instance UID of the result of an earlier revision, for the plain edition.
             predecessors: that of what each destination has of it.
+            addressees: the destinations that are to get it; None means all.
         """
         grouped: list[tuple[RtStructOptions, tuple[str, ...]]] = []
         for name, wanted in self.by_destination.items():
+            if addressees is not None and name not in addressees:
+                continue
             options = replace(
                 wanted, created_at=created_at, predecessor_sop_instance_uid=predecessors.get(name)
             )
@@ -80,13 +98,25 @@ class Editions:
 
 
 def _read(
-    path: str, choice: EditionChoice, config: Config, model: ModelDescription, problems: list[str]
+    path: str,
+    choice: EditionChoice,
+    config: Config,
+    model: ModelDescription,
+    problems: list[str],
+    named: tuple[str, Path] | None,
 ) -> RtStructOptions:
+    """How one destination wants it.
+
+    Args:
+        named: a template that goes before the destination's own, with its path in the configuration.
+    """
     own = config.rt_struct
     template, profile = Template(), choice.resolved
-    file = choice.template or own.template
+    path_of_template, file = named or (
+        f"{path}.template" if choice.template else "rt_struct.template",
+        choice.template or own.template,
+    )
     if file is not None:
-        path_of_template = f"{path}.template" if choice.template else "rt_struct.template"
         try:
             template = read_template(file)
         except ConfigurationError as problem:

@@ -16,7 +16,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, case, func, select, true
 from sqlalchemy.orm import Session
 
-from dicom_node.schema import Duration, Finding, Job
+from dicom_node.schema import Duration, Finding, Job, Transition
 from dicom_node.timings import Stage, Step, Turnaround
 
 BOUNDS_S = (
@@ -71,6 +71,7 @@ class History:
         volumes_cm3, confidences: of what was drawn, by structure and model.
         structures: how often each was looked for, by structure and model.
         flags: how often each was raised, by structure, model and flag.
+        transitions: how often a job came into a state.
     """
 
     def __init__(self) -> None:
@@ -81,6 +82,8 @@ class History:
         self.confidences: Histograms = {}
         self.structures: dict[Labels, int] = {}
         self.flags: dict[Labels, int] = {}
+        self.transitions: dict[Labels, int] = {}
+        self._transitions_until = 0
         self._durations_until = 0
         self._findings_until = 0
         self._lock = threading.Lock()
@@ -88,8 +91,17 @@ class History:
     def read(self, session: Session) -> None:
         """Add what was measured since the last call; any thread may call it."""
         with self._lock:
+            self._read_transitions(session)
             self._read_durations(session)
             self._read_findings(session)
+
+    def _read_transitions(self, session: Session) -> None:
+        until = session.scalar(select(func.max(Transition.id))) or 0
+        new = Transition.id > self._transitions_until, Transition.id <= until, Transition.subject == "job"
+        rows = select(Transition.to_state, func.count()).where(*new).group_by(Transition.to_state)
+        for state, count in session.execute(rows):
+            _count(self.transitions, (state,), count)
+        self._transitions_until = max(until, self._transitions_until)
 
     def _read_durations(self, session: Session) -> None:
         until = session.scalar(select(func.max(Duration.id))) or 0

@@ -53,6 +53,9 @@ _UNSUCCESSFUL = frozenset({DeliveryState.REFUSED, DeliveryState.CANCELLED})
 CRASHED = "the worker ended while it contoured this job; it is contoured again"
 HELD_FOR_REVIEW = "a person should look before this is sent"
 HELD_FOR_REVIEW_CODE = "held_for_review"
+DEFAULT_TEMPLATE = "default"
+"""Stands for the template of a result for which no rule names one."""
+IGNORED_CODE = "routing_rule"
 ASKED_AGAIN = "a person asked to do it again"
 RELEASED = "a person released it"
 
@@ -63,6 +66,30 @@ class Model:
 
     name: str
     sha256: str
+
+
+@dataclass(frozen=True)
+class Order:
+    """One job that a series is to have.
+
+    Attributes:
+        template: the file that a rule names for it, else `DEFAULT_TEMPLATE`.
+        destinations: names; None means all.
+        priority: of two jobs that wait the higher one runs first.
+        rule: the rule of `routing` that asks for it; None where none is configured.
+        ignore: why it is not to be contoured, in the rule's words; None where it is.
+    """
+
+    model: Model
+    template: str = DEFAULT_TEMPLATE
+    destinations: tuple[str, ...] | None = None
+    priority: int = 0
+    rule: str | None = None
+    ignore: str | None = None
+
+    def asks_for(self, job: Job) -> bool:
+        """Whether it is this job that it asks for."""
+        return (self.model.sha256, self.template) == (job.model_sha256, job.template)
 
 
 @dataclass(frozen=True)
@@ -185,15 +212,17 @@ def reopen_if_late(session: Session, series: Series, at: float) -> bool:
     """Whether slices came after the series was taken for complete; if so, it is being received again.
 
     A job that has not come to READY waits until the series is complete again, and then contours all
-    of it. From READY on, and after any end, the late slices make a new revision.
+    of it. From READY on, and after any end, the late slices make a new revision; of several jobs one that
+    has come so far is enough.
     """
     late = late_slices(session, series)
     if late <= 0:
         return False
     series.results_removed_at = None
-    waiting = [job for job in jobs_of_revision(session, series) if job.state in UNFINISHED]
-    if not waiting:
-        series.revision += 1
+    known_jobs = jobs_of_revision(session, series)
+    waiting = [job for job in known_jobs if job.state in UNFINISHED]
+    if not waiting or any(job.state not in {*UNFINISHED, JobState.CANCELLED} for job in known_jobs):
+        series.revision += 1  # what waits of this one gives way, so that all results show the same slices
     series.completed_at, series.evidence = None, None
     move(
         session,
@@ -219,30 +248,55 @@ def reopen_if_late(session: Session, series: Series, at: float) -> bool:
 
 
 def complete(
-    session: Session, series: Series, evidence: Mapping[str, Any], in_words: str, model: Model, at: float
-) -> Job:
-    """The series is complete by evidence; from here on its revision has one job for this model."""
+    session: Session,
+    series: Series,
+    evidence: Mapping[str, Any],
+    in_words: str,
+    orders: Iterable[Order],
+    at: float,
+) -> list[Job]:
+    """The series is complete by evidence; from here on its revision has one job for each order."""
     series.evidence, series.completed_at = dict(evidence), at
     series.pushed_again_at = None  # what was resent until now was part of this push
     move(session, series, SeriesState.COMPLETE, at, in_words)
-    return ensure_job(session, series, model, at, in_words)
+    return [ensure_job(session, series, order, at, in_words) for order in orders]
 
 
-def ensure_job(session: Session, series: Series, model: Model, at: float, reason: str) -> Job:
-    """The one job of this revision of the series by this model: the one that is there, or a new one."""
+def ensure_job(session: Session, series: Series, order: Order, at: float, reason: str) -> Job:
+    """The one job of this revision by this model and template: the one that is there, or a new one."""
     for job in jobs_of_revision(session, series):
-        if job.model_sha256 == model.sha256:
+        if order.asks_for(job):
+            follow(session, job, order, at)
             return job
     job = Job(
         series_id=series.id,
         revision=series.revision,
-        model_name=model.name,
-        model_sha256=model.sha256,
+        model_name=order.model.name,
+        model_sha256=order.model.sha256,
+        template=order.template,
         created_at=at,
-        predecessor_sop_instance_uid=_predecessor(session, series),
     )
+    job.predecessor_sop_instance_uid = _predecessor(session, job)
     begin(session, job, at, reason)
+    follow(session, job, order, at)
     return job
+
+
+def follow(session: Session, job: Job, order: Order, at: float) -> bool:
+    """Bring a job to what its order says now; whether that ignores it."""
+    if job.state not in UNFINISHED:
+        return False
+    job.destinations = None if order.destinations is None else list(order.destinations)
+    job.priority, job.rule = order.priority, order.rule
+    if order.ignore is None or job.state is not JobState.QUEUED:
+        return False
+    move(session, job, JobState.IGNORED, at, f"rule {order.rule}: {order.ignore}", IGNORED_CODE)
+    return True
+
+
+def addressees(job: Job, destinations: Iterable[str]) -> list[str]:
+    """Those of the node's destinations that are to get what the job comes to."""
+    return [name for name in destinations if job.destinations is None or name in job.destinations]
 
 
 def start(session: Session, job: Job, at: float, reason: str) -> None:
@@ -374,32 +428,37 @@ def recover(session: Session, max_crashes: int, at: float) -> list[Job]:
     return interrupted
 
 
-def deliver_again(session: Session, series: Series, in_words: str, at: float) -> Job | None:
-    """The whole series was pushed again after the end: the stored RT-STRUCT goes out again, the same bytes.
+def deliver_again(session: Session, series: Series, in_words: str, at: float) -> list[Job]:
+    """The whole series was pushed again after the end: each stored RT-STRUCT goes out again, the same bytes.
 
     Returns:
-        The job whose result goes out again; None where there is none, or where it is under way anyhow.
+        The jobs whose results go out again; not those that are under way anyhow.
     """
     series.pushed_again_at = None
     sent = [job for job in jobs_of_revision(session, series) if job.rt_struct_file is not None]
-    for job in sent:
-        if job.state in {JobState.SENT, JobState.FAILED}:
-            move(session, job, JobState.READY, at, in_words)
-            _resend(session, job, set(DeliveryState) - DELIVERY_WAITS, in_words, at)
-            settle(session, job, at)
-            return job
-    return None
+    again = [job for job in sent if job.state in {JobState.SENT, JobState.FAILED}]
+    for job in again:
+        move(session, job, JobState.READY, at, in_words)
+        _resend(session, job, set(DeliveryState) - DELIVERY_WAITS, in_words, at)
+        settle(session, job, at)
+    return again
 
 
 # --- what sending says -------------------------------------------------------------------------
 
 
 def delivery_stored(
-    session: Session, delivery: Delivery, status: int, reason: str, at: float, asks_commitment: bool = False
+    session: Session,
+    delivery: Delivery,
+    status: int | None,
+    reason: str,
+    at: float,
+    asks_commitment: bool = False,
 ) -> None:
-    """The destination answered success, or a warning with which it stored the object (PS3.4 B.2.3).
+    """The destination has the object, perhaps with a warning (PS3.4 B.2.3).
 
     Args:
+        status: its answer; None where its kind gives none.
         asks_commitment: whether it is there only once the destination has committed itself to it.
     """
     delivery.stored_at = at
@@ -567,6 +626,18 @@ def jobs_of_revision(session: Session, series: Series) -> list[Job]:
     return list(session.scalars(of_revision.order_by(Job.id.desc())))
 
 
+def is_followed(session: Session, job: Job) -> bool:
+    """Whether another result of the same revision by the same model waits for the worker."""
+    others = select(Job.id).where(
+        Job.series_id == job.series_id,
+        Job.revision == job.revision,
+        Job.model_sha256 == job.model_sha256,
+        Job.state == JobState.QUEUED,
+        Job.id != job.id,
+    )
+    return session.scalars(others.limit(1)).first() is not None
+
+
 def instances_of(session: Session, series: Series) -> int:
     """How many different instances of the series are here."""
     counted = select(func.count()).select_from(Instance).where(Instance.series_id == series.id)
@@ -607,8 +678,7 @@ def predecessors(session: Session, job: Job) -> dict[str, str]:
         select(Delivery.destination, Delivery.sop_instance_uid)
         .join(Job, Job.id == Delivery.job_id)
         .where(
-            Job.series_id == job.series_id,
-            Job.revision < job.revision,
+            _earlier(job),
             Delivery.sop_instance_uid.is_not(None),
             Delivery.state.not_in({*_UNSUCCESSFUL, DeliveryState.HELD}),
         )
@@ -622,12 +692,20 @@ def deliveries_of(session: Session, job: Job) -> list[Delivery]:
     return list(session.scalars(select(Delivery).where(Delivery.job_id == job.id).order_by(Delivery.id)))
 
 
-def _predecessor(session: Session, series: Series) -> str | None:
+def _predecessor(session: Session, job: Job) -> str | None:
     """The SOP Instance UID of the RT-STRUCT that the last earlier revision came to, if any."""
-    earlier = select(Job.sop_instance_uid).where(
-        Job.series_id == series.id, Job.revision < series.revision, Job.sop_instance_uid.is_not(None)
-    )
+    earlier = select(Job.sop_instance_uid).where(_earlier(job), Job.sop_instance_uid.is_not(None))
     return session.scalars(earlier.order_by(Job.revision.desc(), Job.id.desc()).limit(1)).first()
+
+
+def _earlier(job: Job) -> ColumnElement[bool]:
+    """Jobs of earlier revisions by the same model and template, the place of whose results it takes."""
+    return and_(
+        Job.series_id == job.series_id,
+        Job.revision < job.revision,
+        Job.model_name == job.model_name,
+        Job.template == job.template,
+    )
 
 
 def _resend(session: Session, job: Job, states: Collection[DeliveryState], reason: str, at: float) -> None:

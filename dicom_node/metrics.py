@@ -45,7 +45,6 @@ from dicom_node.schema import (
     Job,
     Removal,
     Series,
-    Transition,
     WorkerStatus,
 )
 from dicom_node.shadow_runs import AgreementHistory
@@ -93,7 +92,7 @@ class NodeCollector(Collector):
         """All figures at this moment."""
         with reading(self.engine) as session:
             self._history.read(session)
-            yield from _series_and_jobs(session, self.clock())
+            yield from _series_and_jobs(session, self._history.transitions, self.clock())
             yield from _deliveries(session, self.config, self.clock())
             yield from _contacts(session, self.config)
             yield from _companions(session, self.config)
@@ -126,7 +125,7 @@ def exposition(collector: NodeCollector) -> Callable[[], bytes]:
     return lambda: generate_latest(registry)
 
 
-def _series_and_jobs(session: Session, now: float) -> Iterator[Metric]:
+def _series_and_jobs(session: Session, transitions: Mapping[Labels, int], now: float) -> Iterator[Metric]:
     series = _count(session, Series.state)
     yield _labelled(
         "series", "Series by state.", ("state",), {(state,): series.get(state, 0) for state in SeriesState}
@@ -146,12 +145,11 @@ def _series_and_jobs(session: Session, now: float) -> Iterator[Metric]:
         key = (str(state), _word(code) if len(reasons) < MAX_CODES else OTHER)
         reasons[key] = reasons.get(key, 0) + count
     yield _labelled("jobs_by_reason", "Jobs by state and reason.", ("state", "reason"), reasons)
-    changes = _count(session, Transition.to_state, Transition.subject == "job")
     yield _counted(
         "job_transitions",
         "How often a job came into a state.",
         "state",
-        {state: changes.get(state, 0) for state in JobState},
+        {state: float(transitions.get((state,), 0)) for state in JobState},
     )
     oldest = session.scalar(select(func.min(Job.created_at)).where(Job.state == JobState.QUEUED))
     yield _gauge("queue_age_seconds", "Age of the oldest job that waits for the worker.", _age(oldest, now))
@@ -402,6 +400,11 @@ def _reception(figures: ReceptionFigures) -> Iterator[Metric]:
     yield _total("instances_received", "New instances stored and acknowledged.", now.instances)
     yield _total("instance_bytes_received", "Bytes of their data sets.", now.instance_bytes)
     yield _total("instances_received_again", "Instances that were here already.", now.instances_again)
+    yield _total(
+        "own_results_returned",
+        "Instances thrown away that this program had made: somebody sends its results back.",
+        now.own_results_returned,
+    )
     yield _counted("instances_refused", "C-STOREs by failure status.", "status", now.instances_refused)
     yield _total("associations_accepted", "Associations that were let in.", now.associations_accepted)
     yield _gauge("associations_open", "Associations that are open now.", now.associations_open)
@@ -429,8 +432,8 @@ def _certificates(config: Config, now: float) -> Iterator[Metric]:
     yield _labelled("certificate_days_left", meaning, ("name",), left)
 
 
-def _count(session: Session, column: Any, *conditions: Any) -> dict[str, int]:
-    rows = session.execute(select(column, func.count()).where(*conditions).group_by(column))
+def _count(session: Session, column: Any) -> dict[str, int]:
+    rows = session.execute(select(column, func.count()).group_by(column))
     return {str(key): count for key, count in rows}
 
 

@@ -22,6 +22,7 @@ class ReceptionSnapshot:
         instance_bytes: their data sets' bytes.
         instances_again: acknowledged instances that were here already, byte for byte.
         instances_discarded: accepted, counted and thrown away.
+        own_results_returned: those of them that this program had made.
         instances_refused: by status, such as `0xA700`.
         associations_accepted: let in since the start.
         associations_open: let in and not yet ended.
@@ -34,6 +35,7 @@ class ReceptionSnapshot:
     instance_bytes: int
     instances_again: int
     instances_discarded: int
+    own_results_returned: int
     instances_refused: Mapping[str, int]
     associations_accepted: int
     associations_open: int
@@ -63,6 +65,10 @@ class ReceptionFigures:
     def instance_discarded(self) -> None:
         """Count an instance of a storage class that is thrown away."""
         self._add(self._counts, "discarded")
+
+    def own_result_returned(self) -> None:
+        """Count, beside that, that it was made by this program: somebody sends our results back."""
+        self._add(self._counts, "own")
 
     def instance_refused(self, status: int) -> None:
         """Count a C-STORE that was answered with the failure `status`."""
@@ -96,6 +102,7 @@ class ReceptionFigures:
                 instance_bytes=self._counts["instance_bytes"],
                 instances_again=self._counts["again"],
                 instances_discarded=self._counts["discarded"],
+                own_results_returned=self._counts["own"],
                 instances_refused=dict(self._instances_refused),
                 associations_accepted=self._counts["accepted"],
                 associations_open=self._counts["accepted"] - self._counts["ended"],

@@ -28,6 +28,7 @@ from dicom_node.database import reading
 from dicom_node.durable import write_durably
 from dicom_node.editions import Editions
 from dicom_node.errors import PermanentError
+from dicom_node.networks import read_networks
 from dicom_node.rt_struct import RtStructOptions
 from dicom_node.schema import Instance, Series
 from dicom_node.story import job_of
@@ -94,6 +95,23 @@ def replay(
     return Replay(number, done.was, {**done.report, "rt_struct": str(output)}, is_the_same, done.agreements)
 
 
+def as_now(engine: Engine, number: int, settings: Config) -> Config:
+    """The settings with the package that a rule would have the job contoured by, where there are several.
+
+    Raises:
+        NoSuchJobError: there is no job of this number.
+        ConfigurationError: a package cannot be used.
+    """
+    with reading(engine) as session:
+        job = job_of(session, number)
+        made_by = job.model_sha256, job.model_name
+    networks = read_networks(settings).values()
+    same = [one.name for one in networks if one.model.sha256 == made_by[0]]
+    alike = [one.name for one in networks if one.model.name == made_by[1]]
+    package = next(iter(same + alike), settings.model.package)
+    return settings.model_copy(update={"model": settings.model.model_copy(update={"package": package})})
+
+
 def contour_again(
     engine: Engine, number: int, settings: Config, progress: Progress = no_progress
 ) -> ContouredAgain:
@@ -130,8 +148,10 @@ def _as_it_was(
         job = job_of(session, number)
         predecessors = jobs.predecessors(session, job)
         created_at = datetime.fromtimestamp(job.created_at, UTC)
-        editions = Editions.read(settings, model)
-        wanted = editions.of_job(created_at, job.predecessor_sop_instance_uid, predecessors)
+        template = None if job.template == jobs.DEFAULT_TEMPLATE else Path(job.template)
+        editions = Editions.read(settings, model, template, f"the template of job {job.id}")
+        names = jobs.addressees(job, editions.by_destination)
+        wanted = editions.of_job(created_at, job.predecessor_sop_instance_uid, predecessors, names)
         reason = "" if job.reason is None else f": {job.reason}"
         was = f"job {job.id} is {job.state} by {job.model_name}, sha256 {job.model_sha256}{reason}"
         return wanted[0][0], was

@@ -125,6 +125,13 @@ class Job(Base):
     model_name: Mapped[str]
     model_sha256: Mapped[str]
     template: Mapped[str] = mapped_column(default="default")
+    """The file that its rule names for names and colours; `default` where the destinations' own count."""
+    rule: Mapped[str | None]
+    """The rule of `routing` that asked for it; NULL where none is configured."""
+    destinations: Mapped[list[Any] | None]
+    """Names of those that are to get it; NULL means all."""
+    priority: Mapped[int] = mapped_column(default=0, server_default="0")
+    """Of two that wait the higher one runs first."""
     state: Mapped[JobState] = mapped_column(default=JobState.QUEUED)
     reason: Mapped[str | None]
     """Why it is in this state, for a person."""

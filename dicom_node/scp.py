@@ -37,7 +37,7 @@ from dicom_node.reception_figures import ReceptionFigures
 from dicom_node.spool import OutOfSpaceError, Received, Spool, receive
 from dicom_node.transfer_syntaxes import COMPRESSED
 from dicom_node.transfers import Arrivals
-from dicom_node.uids import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
+from dicom_node.uids import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME, is_derived
 
 pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
 """Values are checked here where they are used; a line in the log for each odd one would let peers fill it."""
@@ -232,9 +232,9 @@ class StorageScp:
         transfers: Arrivals,
     ) -> None:
         self._transfers = transfers
-        self._own_title = config.listener.ae_title
+        self._own_titles = config.listener.ae_titles
         self._peers: Sequence[Peer] = config.peers
-        self._reporters = Reporters(config.destinations)
+        self._reporters = Reporters(config.dicom_destinations)
         self._discards = frozenset(config.listener.discard_sop_classes)
         self._spool = spool
         self._registry = registry
@@ -265,7 +265,7 @@ class StorageScp:
         return refusal
 
     def _judge(self, request: AssociationRequest) -> Refusal | None:
-        if request.called_ae_title != self._own_title:
+        if request.called_ae_title not in self._own_titles:
             return guard.CALLED_AE_TITLE
         title, address = request.calling_ae_title, request.peer_address
         if self._sends(title, address) or self._reporters.of(title, address):
@@ -282,7 +282,7 @@ class StorageScp:
             acceptor.supported_contexts = [verification_context()]
         if reports_for:
             acceptor.supported_contexts = [*acceptor.supported_contexts, storage_commitment.report_context()]
-        number = self._registry.association_opened(title, self._own_title, address)
+        number = self._registry.association_opened(title, request.called_ae_title, address)
         self._association_ids[association] = number
         self._transfers.opened(number, title, address)
         self._reports_for[association] = reports_for
@@ -344,6 +344,9 @@ class StorageScp:
         if sop_class_uid in self._discards:
             self._registry.discarded(sop_class_uid, len(data))
             self._figures.instance_discarded()
+            if is_derived(str(request.AffectedSOPInstanceUID)):
+                self._figures.own_result_returned()
+                self._log.info("own_result_returned", association=self._association_ids[event.assoc])
             return StoreStatus.SUCCESS
         transfer_syntax_uid = str(event.context.transfer_syntax)
         header = read_header(data, transfer_syntax_uid)

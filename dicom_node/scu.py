@@ -32,7 +32,7 @@ from pynetdicom.sop_class import (
 
 from dicom_node.config import Destination
 from dicom_node.errors import AnatomyNodeError, ConfigurationError, PermanentError, TransientError
-from dicom_node.store_status import StoreKind, in_words, meaning
+from dicom_node.store_status import StoreKind, StoreOutcome, in_words, meaning
 from dicom_node.tls import client_context
 from dicom_node.uids import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
 
@@ -53,20 +53,6 @@ class UnreachableError(TransientError):
 
 class AssociationRefusedError(PermanentError):
     """The peer will not associate, or not for this storage class, until a person changes something."""
-
-
-@dataclass(frozen=True)
-class StoreOutcome:
-    """What became of one C-STORE.
-
-    Attributes:
-        status: the peer's answer; None where it gave none.
-        reason: one sentence for a person; without a word about the patient.
-    """
-
-    kind: StoreKind
-    status: int | None
-    reason: str
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,8 @@ from pydicom.uid import MediaStorageDirectoryStorage
 from dicom_node import scu
 from dicom_node.config import Destination
 from dicom_node.errors import PermanentError
-from dicom_node.scu import FileIdentity, StoreOutcome
-from dicom_node.store_status import KEPT, StoreKind
+from dicom_node.scu import FileIdentity
+from dicom_node.store_status import KEPT, StoreKind, StoreOutcome
 
 MAX_MESSAGE_ID = 65_535
 """A message ID has 16 bits (PS3.7 9.3.1)."""

@@ -47,7 +47,7 @@ def judge(
 ) -> Yield | Wait | None:
     """Whether the job yields, waits, or (None) is to be contoured."""
     series = session.get_one(Series, job.series_id)
-    others = [other for other in _others(session, series) if _competes(session, other, config)]
+    others = [other for other in _others(session, series) if _competes(session, other, job, config)]
     if not others or jobs.was_asked_for(session, job):
         return None
     longest_s = WAIT_IN_QUIET_PERIODS * config.series.quiet_period_s
@@ -80,10 +80,17 @@ def _others(session: Session, series: Series) -> list[Series]:
     return list(session.scalars(same_study.order_by(Series.id)))
 
 
-def _competes(session: Session, other: Series, config: Config) -> bool:
-    """Whether it is, or may still become, a series that could be contoured; a localizer is not."""
+def _competes(session: Session, other: Series, job: Job, config: Config) -> bool:
+    """Whether it is, or may still become, a series that could be contoured like this; a localizer is not.
+
+    What a rule sends to another model or template is asked for besides, and takes nobody's place.
+    """
     if other.state is SeriesState.COMPLETE:
-        states = {job.state for job in jobs.jobs_of_revision(session, other)}
+        states = {
+            rival.state
+            for rival in jobs.jobs_of_revision(session, other)
+            if (rival.model_sha256, rival.template) == (job.model_sha256, job.template)
+        }
         return bool(states - OUT_OF_THE_RACE) and _has_enough(arrivals.facts(session, other), config)
     facts = arrivals.facts(session, other)
     still_coming = any(association.outcome is None for association in facts.associations)

@@ -38,6 +38,8 @@ BEYOND_SLICES = 3
 """So many slices are shown above and below the contours."""
 AROUND_MM = 40.0
 MAX_SLICES = 400
+NICE = 5
+"""A third of what one who receives gets of a core; with far less it would starve beside a contouring."""
 MOST_MEMORY_BYTES, MOST_CPU_S = 6 << 30, 120
 REFUSED = 3
 """The exit status with which a reason for a person stands on the standard error stream."""
@@ -174,7 +176,7 @@ def _slices(planes: PlaneStack, rois: tuple[ReceivedRoi, ...]) -> range:
 def _yield_to_others() -> None:
     """What receives goes first, and nothing here grows without end; a sandbox may forbid to say so."""
     with suppress(OSError):
-        os.nice(15)
+        os.nice(NICE)
     with suppress(OSError):  # where memory runs short, this goes first
         Path("/proc/self/oom_score_adj").write_text("500")
     for kind, most in ((resource.RLIMIT_AS, MOST_MEMORY_BYTES), (resource.RLIMIT_CPU, MOST_CPU_S)):

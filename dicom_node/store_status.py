@@ -33,6 +33,20 @@ KEPT = frozenset({StoreKind.STORED, StoreKind.WARNING})
 
 
 @dataclass(frozen=True)
+class StoreOutcome:
+    """What became of one try to store an object, whatever the way to its destination.
+
+    Attributes:
+        status: the peer's answer as DICOM numbers it; None where it gave none.
+        reason: one sentence for a person; without a word about the patient.
+    """
+
+    kind: StoreKind
+    status: int | None
+    reason: str
+
+
+@dataclass(frozen=True)
 class StatusRange:
     """The meaning of the statuses `first` to `last`, both included.
 

@@ -248,6 +248,10 @@ def _job_facts(job: Job) -> dict[str, Any]:
         "reason_code": job.reason_code,
         "revision": job.revision,
         "model": {"name": job.model_name, "sha256": job.model_sha256},
+        "template": job.template,
+        "rule": job.rule,
+        "destinations": job.destinations,
+        "priority": job.priority,
         "attempts": job.attempts,
         "created_at": _iso(job.created_at),
         "started_at": _iso_or_none(job.started_at),
@@ -298,6 +302,7 @@ def _associations(session: Session, series: Series) -> Iterator[dict[str, Any]]:
     for association, first_at, slices in rows:
         yield {
             "calling_ae_title": association.calling_ae_title,
+            "called_ae_title": association.called_ae_title,
             "peer_address": association.peer_address,
             "first_slice_at": _iso(first_at),
             "slices": slices,
@@ -380,6 +385,11 @@ def _told(story: Story) -> Iterator[str]:
         )
     if series["evidence"] is not None:
         yield f"Complete by evidence: {completeness.in_words(series['evidence'])}."
+    if job["rule"] is not None:
+        to = ", ".join(job["destinations"] or ()) or "every destination"
+        in_words = "" if job["template"] == jobs.DEFAULT_TEMPLATE else f" with the template {job['template']}"
+        asked = f"Rule {job['rule']} asked for {job['model']['name']}{in_words}"
+        yield f"{asked}, for {to}, priority {job['priority']}."
     if series["flag"] is not None:
         yield f"Note: {series['flag']}."
     for one in series["removals"]:

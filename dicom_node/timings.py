@@ -123,11 +123,15 @@ def committed(session: Session, delivery: Delivery, at: float) -> None:
         _keep(session, job, delivery.destination, [wait])
 
 
+_THERE = frozenset({StoreKind.STORED, StoreKind.WARNING, StoreKind.DUPLICATE})
+"""A folder or a web service says so without a number."""
+
+
 def answered(session: Session, destination: str, kind: StoreKind, status: int | None, at: float) -> None:
     """What a try to store says about the way to the destination; nothing where nothing was sent."""
     if kind is StoreKind.UNREACHABLE:
         contact(session, destination, False, at)
-    elif status is not None:
+    elif status is not None or kind in _THERE:
         contact(session, destination, True, at)
 
 

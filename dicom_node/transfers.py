@@ -13,20 +13,20 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from pydicom import Dataset, dcmread
 
 from dicom_node import audit_message
 from dicom_node.audit_message import Action, Node, Outcome, Study
 from dicom_node.audit_stream import AuditStream
-from dicom_node.config import Destination
-from dicom_node.scu import StoreOutcome
-from dicom_node.store_status import KEPT, StoreKind
+from dicom_node.config import AnyDestination, Destination, FolderDestination
+from dicom_node.store_status import KEPT, StoreKind, StoreOutcome
 
 STUDIES_AN_ASSOCIATION = 1_000
 """More are not told of one by one: a peer that sends so many studies at once is no scanner."""
 
-Store = Callable[[Destination, str, Path], AbstractContextManager[StoreOutcome]]
+Store = Callable[[AnyDestination, str, Path], AbstractContextManager[StoreOutcome]]
 
 
 @dataclass
@@ -97,12 +97,11 @@ def audited(store: Store, stream: AuditStream) -> Store:
         return store
 
     @contextmanager
-    def telling(destination: Destination, calling: str, file: Path) -> Iterator[StoreOutcome]:
+    def telling(destination: AnyDestination, own_ae_title: str, file: Path) -> Iterator[StoreOutcome]:
         own, clock = stream.own_title, stream.clock
-        here = Node(calling, "localhost", is_requestor=True)
-        there = Node(destination.ae_title, destination.host, is_requestor=False)
+        here, there = _ends(destination, own_ae_title)
         stream.emit(lambda: audit_message.begins(own, here, there, _study(file), clock()))
-        with store(destination, calling, file) as outcome:
+        with store(destination, own_ae_title, file) as outcome:
             is_there = outcome.kind in KEPT | {StoreKind.DUPLICATE}
             stream.emit(
                 lambda: audit_message.transferred(
@@ -114,6 +113,18 @@ def audited(store: Store, stream: AuditStream) -> Store:
             yield outcome
 
     return telling
+
+
+def _ends(destination: AnyDestination, own_ae_title: str) -> tuple[Node, Node]:
+    """Who sends and who receives; what has no AE title goes by its name in the configuration."""
+    if isinstance(destination, Destination):
+        calling, title, host = destination.calling_ae_title, destination.ae_title, destination.host
+    elif isinstance(destination, FolderDestination):
+        calling, title, host = None, destination.name, "localhost"
+    else:
+        calling, title, host = None, destination.name, urlsplit(destination.url).hostname or ""
+    here = Node(calling or own_ae_title, "localhost", is_requestor=True)
+    return here, Node(title, host, is_requestor=False)
 
 
 def _study(file: Path) -> Study:

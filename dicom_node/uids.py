@@ -28,6 +28,14 @@ def derive_uid(*parts: str) -> str:
     return f"2.25.{number & ~_VERSION_AND_VARIANT | _VERSION_8 | _VARIANT_RFC}"
 
 
+def is_derived(uid: str) -> bool:
+    """Whether a UID was made by this rule, by this program that is: random ones (version 4) never are."""
+    root, number = uid[:5], uid[5:]
+    if root != "2.25." or not number.isascii() or not number.isdecimal() or len(number) > 39:
+        return False
+    return int(number) & _VERSION_AND_VARIANT == _VERSION_8 | _VARIANT_RFC
+
+
 IMPLEMENTATION_CLASS_UID = derive_uid("AnatomyNode", "implementation class")
 """Names this program in group 0002 and in association requests (PS3.7 D.3.3.2)."""
 

@@ -21,19 +21,21 @@ from sqlalchemy import Engine, select
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
-from dicom_node import companions, contouring, jobs, logs, review, scu, siblings
+from dicom_node import companions, contouring, jobs, logs, outputs, review, scu, siblings
 from dicom_node.assembly import Assembler, spooled
 from dicom_node.audit_stream import AuditStream
 from dicom_node.committer import Committer
 from dicom_node.companion_sender import CompanionSender
 from dicom_node.config import Config
 from dicom_node.contouring import Contoured, ForwardPassError
+from dicom_node.ct_series import CtSeries
 from dicom_node.database import ChangeWatch, reading, transaction
 from dicom_node.decoding import Begun, Decoder, Spooled
 from dicom_node.deliverer import Deliverer
-from dicom_node.editions import Editions
+from dicom_node.dispatch import Dispatcher
 from dicom_node.errors import AnatomyNodeError, ConfigurationError, SeriesRejectedError, TransientError
-from dicom_node.jobs import Kept, Model, Result
+from dicom_node.jobs import Kept, Result
+from dicom_node.networks import Network, Networks
 from dicom_node.peer_count import PeerCounts
 from dicom_node.results import Results
 from dicom_node.retention import Retention
@@ -47,6 +49,7 @@ from dicom_node.siblings import Wait, Yield
 from dicom_node.states import JobState, SeriesState
 from dicom_node.transfers import audited
 from dicom_node.worker_figures import Heartbeat, WorkerFigures
+from inference.segmentation import Segmentation
 from inference.segmenter import Segmenter
 from models.card import ModelPackage
 
@@ -69,6 +72,9 @@ class Run:
         attempt: tells it from an earlier try that late slices have overtaken.
         predecessor_sop_instance_uid: the RT-STRUCT of an earlier revision.
         predecessors: what each destination has of it.
+        template: which of the network's editions are to be made.
+        addressees: for which destinations.
+        is_followed: whether another result of the same series and network waits.
     """
 
     job_id: int
@@ -78,6 +84,24 @@ class Run:
     predecessor_sop_instance_uid: str | None
     predecessors: Mapping[str, str]
     instances: tuple[Spooled, ...]
+    network: Network
+    template: str
+    addressees: tuple[str, ...]
+    is_followed: bool
+
+    @property
+    def made_of(self) -> tuple[str, tuple[Spooled, ...]]:
+        """What the segmentation follows from."""
+        return self.network.model.sha256, self.instances
+
+
+@dataclass(frozen=True)
+class Found:
+    """What the network found, for the next result of the same series."""
+
+    made_of: tuple[str, tuple[Spooled, ...]]
+    series: CtSeries
+    segmentation: Segmentation
 
 
 @dataclass(frozen=True)
@@ -127,18 +151,15 @@ class Worker:
         self._engine = engine
         self._clock = clock
         self._monotonic = monotonic
-        self._package = contouring.package_of(config.model)
-        self._segmenter = segmenter_factory(self._package)
-        description = self._package.description
-        self._model = Model(description.name, description.sha256)
-        self._editions = Editions.read(config, description)
+        self._networks = Networks(config, segmenter_factory)
+        self._dispatcher = Dispatcher(config, self._networks.models)
         self._decoder = Decoder()
         self._peer_counts = _peer_counts(config)
         self._assembler = Assembler(
-            config, engine, clock, monotonic, self._model, self._decoder, self._peer_counts
+            config, engine, clock, monotonic, self._dispatcher, self._decoder, self._peer_counts
         )
         self._audit = audit
-        store = scu.storing if audit is None else audited(scu.storing, audit)
+        store = outputs.storing if audit is None else audited(outputs.storing, audit)
         self._deliverer = Deliverer(config, engine, clock, store)
         self._committer = Committer(config, engine, clock)
         self._companions = CompanionSender(config, engine, clock, store)
@@ -147,20 +168,20 @@ class Worker:
         self._shadow = None if shadow_command is None else self._shadow_runner(shadow_command)
         self._contouring = ThreadPoolExecutor(1, thread_name_prefix="contour")
         self._under_way: UnderWay | None = None
+        self._found: Found | None = None
+        """The contouring thread's own."""
         self._figures = WorkerFigures(clock(), monotonic)
+        default = self._networks.default
+        described = default.package.description
         self._figures.put(
-            device=self._segmenter.device,
+            device=self._networks.device,
             model={
-                "name": description.name,
-                "version": description.version,
-                "sha256": description.sha256,
-                "approved": self._is_approved,
+                "name": described.name,
+                "version": described.version,
+                "sha256": described.sha256,
+                "approved": default.is_approved,
             },
         )
-
-    @property
-    def _is_approved(self) -> bool:
-        return self._config.model.approved_sha256 == self._model.sha256
 
     def run(
         self,
@@ -177,9 +198,9 @@ class Worker:
         """
         with ExitStack() as at_end:
             at_end.callback(self.close)
-            warm_up_seconds = self._segmenter.warm_up()
+            warm_up_seconds = self._networks.warm_up()
             self._figures.put(warm_up_seconds=warm_up_seconds)
-            log.info("network is warm", device=self._segmenter.device, seconds=round(warm_up_seconds, 3))
+            log.info("network is warm", device=self._networks.device, seconds=round(warm_up_seconds, 3))
             self.recover()
             watch = ChangeWatch(self._engine)
             at_end.callback(watch.close)
@@ -261,7 +282,8 @@ class Worker:
         except ConfigurationError as problem:
             log.error("the candidate of model.shadow cannot be used", problems=problem.problems)
             return None
-        return ShadowRunner(command, candidate, self._engine, self._clock, self._monotonic)
+        approved = self._networks.default.model.sha256
+        return ShadowRunner(command, candidate, approved, self._engine, self._clock, self._monotonic)
 
     def finish(self) -> None:
         """Wait for the job that runs, and record what became of it."""
@@ -315,32 +337,32 @@ class Worker:
                 if job.not_before is not None and not has_come(job.not_before, now, longest_s):
                     look_again_at = min(look_again_at, job.not_before)
                     continue
-                if self._is_set_aside(session, job, now):
+                network = self._networks.of(job.model_sha256)
+                if self._is_set_aside(session, job, now) or network is None:
                     continue
-                spacing_mm = self._package.description.input.spacing_mm[0]
-                match siblings.judge(session, job, self._config, spacing_mm, now):
+                match siblings.judge(session, job, self._config, network.spacing_mm, now):
                     case Wait(until):
                         look_again_at = min(look_again_at, until)
                     case Yield(reason):
                         jobs.move(session, job, JobState.IGNORED, now, reason, "other_reconstruction")
                     case None:
-                        return self._start(session, job, now), now
+                        return self._start(session, job, network, now), now
         return None, look_again_at
 
     @staticmethod
     def _queued(session: Session) -> list[int]:
-        """Jobs of complete series, those first that never killed a worker, then by age."""
+        """Jobs of complete series by priority, those first that never killed a worker, then by age."""
         return list(
             session.scalars(
                 select(Job.id)
                 .join(Series, Series.id == Job.series_id)
                 .where(Job.state == JobState.QUEUED, Series.state == SeriesState.COMPLETE)
-                .order_by(Job.attempts, Job.created_at, Job.id)
+                .order_by(Job.priority.desc(), Job.attempts, Job.created_at, Job.id)
             )
         )
 
     def _is_set_aside(self, session: Session, job: Job, now: float) -> bool:
-        """Whether the job is for an earlier revision or another model, or the model may not send."""
+        """Whether the job is for an earlier revision, not what the rules ask for now, or may not send."""
         series = session.get_one(Series, job.series_id)
         if job.revision != series.revision:
             reason = f"revision {series.revision} of the series has taken the place of {job.revision}"
@@ -353,25 +375,46 @@ class Worker:
             )
             jobs.move(session, job, JobState.REJECTED, now, reason, "slices_removed")
             return True
-        if job.model_sha256 != self._model.sha256:
-            reason = f"made for model {job.model_sha256}; this node now runs {self._model.sha256}"
-            jobs.move(session, job, JobState.CANCELLED, now, reason, "model_exchanged")
-            jobs.ensure_job(session, series, self._model, now, "contoured by the model that runs now")
-            return True
-        if self._is_approved:
+        return self._is_routed_elsewhere(session, job, series, now) or self._is_held(session, job, now)
+
+    def _is_routed_elsewhere(self, session: Session, job: Job, series: Series, now: float) -> bool:
+        """Whether the configuration, perhaps another one than when it was made, no longer asks for it."""
+        orders = self._dispatcher.orders(session, series, jobs.was_asked_for(session, job))
+        order = next((order for order in orders if order.asks_for(job)), None)
+        if order is not None:
+            return jobs.follow(session, job, order, now)
+        network = self._networks.of(job.model_sha256)
+        if network is None:
+            running = ", ".join(order.model.sha256 for order in orders)
+            reason, code = (
+                f"made for model {job.model_sha256}; this node now runs {running}",
+                "model_exchanged",
+            )
+        else:
+            asked = f"{network.name} with the template {job.template}"
+            reason, code = f"no rule asks for {asked} here any more", "routing_changed"
+        jobs.move(session, job, JobState.CANCELLED, now, reason, code)
+        for order in orders:
+            jobs.ensure_job(session, series, order, now, "contoured as the configuration says now")
+        return True
+
+    def _is_held(self, session: Session, job: Job, now: float) -> bool:
+        """Whether its model may not send; it then waits for a person."""
+        network = self._networks.of(job.model_sha256)
+        if network is None or network.is_approved:
             return False
-        approved = self._config.model.approved_sha256 or "not set"
+        approved = self._config.model.approved_of(network.name) or "not set"
         reason = (
-            f"model {self._model.name} has the sha256 {self._model.sha256}, but model.approved_sha256 is "
+            f"model {network.name} has the sha256 {network.model.sha256}, but model.approved_sha256 is "
             f"{approved}: have a physicist commission it, set model.approved_sha256 to it, restart, and "
             f"run `anatomynode jobs release {job.id}`"
         )
         jobs.move(session, job, JobState.HELD, now, reason, "model_not_approved")
-        log.warning("held: the model is not approved", job=job.id, sha256=self._model.sha256)
+        log.warning("held: the model is not approved", job=job.id, sha256=network.model.sha256)
         return True
 
-    def _start(self, session: Session, job: Job, now: float) -> Run:
-        jobs.start(session, job, now, f"contouring begins on {self._segmenter.device}")
+    def _start(self, session: Session, job: Job, network: Network, now: float) -> Run:
+        jobs.start(session, job, now, f"contouring begins on {self._networks.device}")
         instances = tuple(spooled(session, self._config.storage.spool, job.series_id))
         return Run(
             job_id=job.id,
@@ -381,7 +424,14 @@ class Worker:
             predecessor_sop_instance_uid=job.predecessor_sop_instance_uid,
             predecessors=jobs.predecessors(session, job),
             instances=instances,
+            network=network,
+            template=job.template,
+            addressees=self._addressees(job),
+            is_followed=jobs.is_followed(session, job),
         )
+
+    def _addressees(self, job: Job) -> tuple[str, ...]:
+        return tuple(jobs.addressees(job, [destination.name for destination in self._config.destinations]))
 
     # --- one job -----------------------------------------------------------------------------------
 
@@ -424,16 +474,39 @@ class Worker:
 
     def _contoured(self, run: Run, begun: Begun) -> Result:
         watch = contouring.Stopwatch()
-        with watch.stage("decode"):
-            series = self._decoder.whole(begun, run.instances).build(self._config.series.min_slices)
+        series, segmentation = self._segmented(run, begun, watch)
         created_at = datetime.fromtimestamp(run.created_at, UTC)
-        editions = self._editions.of_job(created_at, run.predecessor_sop_instance_uid, run.predecessors)
-        done = contouring.contour(series, self._segmenter, *(options for options, _ in editions))
+        editions = run.network.editions[run.template].of_job(
+            created_at, run.predecessor_sop_instance_uid, run.predecessors, run.addressees
+        )
+        done = contouring.draw(series, segmentation, *(options for options, _ in editions))
         seconds = {stage: round(value, 4) for stage, value in {**watch.seconds, **done.seconds}.items()}
         done = replace(done, report={**done.report, "seconds": seconds}, seconds=seconds)
         why = review.why_to_hold(series, done.segmentation, self._config.review.hold)
-        held = review.holds(series, done.segmentation, self._config)
+        holds = review.holds(series, done.segmentation, self._config)
+        held = {name: why for name, why in holds.items() if name in run.addressees}
         return replace(self._kept(done, [names for _, names in editions]), hold=why, holds=held)
+
+    def _segmented(
+        self, run: Run, begun: Begun, watch: contouring.Stopwatch
+    ) -> tuple[CtSeries, Segmentation]:
+        """The volume and what the network finds in it, unless the run before has just found the same."""
+        found, self._found = self._found, None
+        if found is None or found.made_of != run.made_of:
+            with watch.stage("decode"):
+                series = self._decoder.whole(begun, run.instances).build(self._config.series.min_slices)
+            found = Found(run.made_of, series, self._find(series, run.network))
+        if run.is_followed:
+            self._found = replace(found, segmentation=replace(found.segmentation, seconds={}))
+        return found.series, found.segmentation
+
+    def _find(self, series: CtSeries, network: Network) -> Segmentation:
+        segmenter = self._networks.segmenter(network)
+        try:
+            return contouring.segment(series, segmenter)
+        except ForwardPassError:
+            self._networks.keep_only(network)
+            raise
 
     def _kept(self, contoured: Contoured, destinations: list[tuple[str, ...]]) -> Result:
         """The result after its bytes are fsynced; the same bytes have the same name.
@@ -468,7 +541,6 @@ class Worker:
             return refused
 
     def _end_well(self, run: Run, result: Result) -> None:
-        destinations = [destination.name for destination in self._config.destinations]
         with self._ending(run) as (session, job, now):
             if job is None:
                 self._discard(session, result)
@@ -478,7 +550,7 @@ class Worker:
                 companions.follow(session, job, self._config, now)
                 log.warning("held for review", job=job.id)
                 return
-            jobs.finish(session, job, result, destinations, now)
+            jobs.finish(session, job, result, self._addressees(job), now)
             companions.follow(session, job, self._config, now)
         self._deliverer.wake()
         log.info(
@@ -551,6 +623,6 @@ def _peer_counts(config: Config) -> PeerCounts | None:
     source = config.series.query_source
     if source is None:
         return None
-    destination = next(one for one in config.destinations if one.name == source)
+    destination = next(one for one in config.dicom_destinations if one.name == source)
     calling = destination.calling_ae_title or config.listener.ae_title
     return PeerCounts(lambda study, series: scu.count_instances(destination, calling, study, series))

@@ -17,6 +17,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from inference import cuda
 from inference.errors import (
     DeviceLostError,
     DeviceMemoryError,
@@ -30,7 +31,7 @@ Device = Literal["cuda", "cpu"]
 _OUT_OF_MEMORY = re.compile(
     r"BFCArena|Failed to allocate memory|CUDA failure 2:|(CUDNN|CUBLAS)_STATUS_ALLOC_FAILED"
 )
-# CUDA's errors after which every call of the process fails (cudaError of its Runtime API): an illegal address or
+# CUDA's errors after which each call of the process fails (cudaError): an illegal address or
 # instruction, a launch that failed or took too long, an assertion, memory with errors.
 _DEVICE_LOST = re.compile(r"CUDA failure (?:46|214|700|702|710|71[4-9]|999):")
 
@@ -78,9 +79,10 @@ def device_in_use(providers: Sequence[str], wanted: Device, allow_cpu: bool) -> 
     if actual is None:
         raise DeviceUnavailableError(f"ONNX Runtime chose the providers {list(providers)}, none that we know")
     if actual != wanted and not (actual == "cpu" and allow_cpu):
+        why = f": {cuda.why_not(cuda.look())}" if wanted == "cuda" else ""
         raise DeviceUnavailableError(
             f"{wanted} was asked for, but ONNX Runtime runs on {actual} (its providers are "
-            f"{', '.join(providers)}): check the driver, CUDA and cuDNN, or set inference.allow_cpu"
+            f"{', '.join(providers)}){why}"
         )
     return actual
 

@@ -107,7 +107,7 @@ done >../requirements.txt
 
 cd "$bundle"
 install -m 0755 "$work/source/packaging/anatomynode-install" "$work/source/packaging/anatomynode-command" .
-cp "$work/source/docs/INSTALL.md" "$work/source/LICENSE" .
+cp "$work/source/docs/INSTALL.md" "$work/source/CHANGELOG.md" "$work/source/LICENSE" .
 printf 'version=%s\nextra=%s\npython=%s\nmachine=%s\n' "$label" "$extra" "$python_version" "$(uname -m)" >BUNDLE
 find . -type f -printf '%P\0' | LC_ALL=C sort -z | xargs -0 sha256sum >"$work/sums"
 mv "$work/sums" SHA256SUMS

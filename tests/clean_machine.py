@@ -12,7 +12,7 @@ import shlex
 import shutil
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -106,11 +106,14 @@ def clean_machine(folder: Path) -> Iterator[Machine]:
     booted = start(["unshare", "--mount", "bash", "-c", BOOT, "boot", root, root.name], folder / "boot.log")
     try:
         wait_until(
-            lambda: bool(_children(booted.pid)) or booted.poll() is not None, 30, "the machine's start"
+            lambda: booted.poll() is not None or _first_process(booted.pid) is not None,
+            30,
+            "the machine's start",
         )
-        if booted.poll() is not None:
+        leader = _first_process(booted.pid)
+        if leader is None:
             pytest.skip(f"no machine can be booted here: {(folder / 'boot.log').read_text()[-200:]}")
-        machine = Machine(root, _children(booted.pid)[0])
+        machine = Machine(root, leader)
         machine.sees("systemctl is-active --quiet basic.target", 60)
         yield machine
     finally:
@@ -128,6 +131,10 @@ def _forget_what_this_machine_runs(etc: Path) -> None:
     (etc / "machine-id").write_text(f"{'0123456789abcdef' * 2}\n")
 
 
-def _children(pid: int) -> list[int]:
-    """Of nspawn: the machine's first process."""
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+def _first_process(nspawn: int) -> int | None:
+    """The machine's systemd, once nspawn has got so far."""
+    with suppress(FileNotFoundError):
+        for child in Path(f"/proc/{nspawn}/task/{nspawn}/children").read_text().split():
+            if Path(f"/proc/{child}/comm").read_text() == "systemd\n":
+                return int(child)
+    return None

@@ -28,7 +28,7 @@ from pynetdicom.sop_class import (
 
 from dicom_node import scu
 from dicom_node.config import Destination, Tls
-from dicom_node.scu import StoreOutcome
+from dicom_node.store_status import StoreOutcome
 
 STORED = 0x0000
 

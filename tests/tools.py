@@ -27,6 +27,9 @@ ROOT = Path(__file__).resolve().parent.parent
 SHARED_DATA = ROOT.parent / "shared" / "data"
 """Real patients' CTs; not part of the repository, so tests that use it skip where it is missing."""
 
+ORTHANC_DICOMWEB = "/usr/share/orthanc/plugins/libOrthancDicomWeb.so"
+"""Orthanc's DICOMweb plugin, as Debian installs it."""
+
 DEBIAN_PACKAGES = {
     "curl": "curl",
     "dcmcjpeg": "dcmtk",
@@ -42,17 +45,19 @@ DEBIAN_PACKAGES = {
     "dcentvfy": "dicom3tools",
     "dciodvfy": "dicom3tools",
     "Orthanc": "orthanc",
+    ORTHANC_DICOMWEB: "orthanc-dicomweb",
     "plastimatch": "plastimatch",
     "prometheus": "prometheus",
     "promtool": "prometheus",
     "strace": "strace",
+    "shellcheck": "shellcheck",
     "systemd-analyze": "systemd",
 }
 
 
 def needs(*tools: str) -> pytest.MarkDecorator:
-    """A marker that skips the test, visibly, where one of `tools` is not on the PATH."""
-    missing = [tool for tool in tools if shutil.which(tool) is None]
+    """A marker that skips the test, visibly, where one of `tools` is not on the PATH, or no file."""
+    missing = [tool for tool in tools if shutil.which(tool) is None and not Path(tool).is_file()]
     packages = sorted({DEBIAN_PACKAGES.get(tool, tool.lower()) for tool in missing})
     reason = f"{', '.join(missing)} not found; apt-get install {' '.join(packages)}"
     return pytest.mark.skipif(bool(missing), reason=reason)

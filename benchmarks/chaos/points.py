@@ -54,7 +54,7 @@ LISTENER = (
 WORKER = (
     Point("series complete, not committed", "dicom_node.jobs", "complete", True),
     Point("job begun, not committed", "dicom_node.jobs", "start", True),
-    Point("job begun, not contoured", "dicom_node.contouring", "contour"),
+    Point("job begun, not contoured", "dicom_node.contouring", "segment"),
     Point("contoured, nothing written", "dicom_node.results:Results", "keep"),
     Point("RT-STRUCT on the disk, not committed", "dicom_node.results:Results", "keep", True),
     Point("job READY, not committed", "dicom_node.jobs", "finish", True),

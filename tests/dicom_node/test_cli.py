@@ -190,6 +190,7 @@ def test_check_names_every_problem_at_once(config: Path) -> None:
     wrong = {finding["check"] for finding in findings if finding["problem"]}
     assert wrong == {"disk", "model", "destination one", "destination two"}
     assert ended.returncode == 78
+    assert ended.stderr == "", "what the DICOM library complains of is told as a finding"
 
 
 def test_check_passes_a_machine_that_can_be_a_node(config: Path) -> None:

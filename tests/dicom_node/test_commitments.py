@@ -404,7 +404,7 @@ def _push_again(engine: Engine, at: float) -> None:
 
     with transaction(engine) as session:
         series = session.get_one(Series, session.get_one(Job, 1).series_id)
-        assert jobs.deliver_again(session, series, "pushed again", at) is not None
+        assert jobs.deliver_again(session, series, "pushed again", at)
 
 
 def exposed(node: Asking) -> str:

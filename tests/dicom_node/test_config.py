@@ -6,20 +6,23 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 from types import UnionType
-from typing import Any, Union, get_args, get_origin
+from typing import Annotated, Any, Union, get_args, get_origin
 
 import pytest
 import yaml
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
-from dicom_node.config import Config, Peer, read_config
+from dicom_node.config import Config, Destination, FolderDestination, Peer, WebDestination, read_config
 from dicom_node.errors import ConfigurationError
+from dicom_node.routing import Conditions, ResultChoice, Rule
 from tests.tools import ROOT
 
 SMALLEST = {"peers": [], "destinations": []}
 SHIPPED = ROOT / "config.yaml"
 A_PEER = {"name": "a", "host": "h", "port": 1, "ae_title": "A"}
+A_WEB = {"name": "a", "kind": "dicomweb", "url": "https://pacs.example/dicom-web"}
+A_FOLDER = {"name": "a", "kind": "folder", "folder": "/srv/contours"}
 STATED_DEFAULT = re.compile(r"default: (\[[^\]]*\]|[^,;]+)")
 
 
@@ -71,6 +74,10 @@ def test_every_problem_is_named_at_once_with_its_path(tmp_path: Path) -> None:
         ({"peers": [{"ae_title": "A", "addresses": []}]}, "peers[0].addresses"),
         ({"storage": {"reserve_mib": 0}}, "storage.reserve_mib"),
         ({"model": {"approved_sha256": "abc"}}, "model.approved_sha256"),
+        ({"model": {"approved_sha256": {"a": "abc"}}}, "model.approved_sha256.a"),
+        ({"listener": {"more_ae_titles": ["seventeen letters"]}}, "listener.more_ae_titles[0]"),
+        ({"routing": [{"name": "a", "when": {"patient": "x"}}]}, "routing[0].when.patient"),
+        ({"routing": [{"name": "a", "results": [{"modell": "x"}]}]}, "routing[0].results[0].modell"),
         ({"inference": {"device": "tpu"}}, "inference.device"),
         ({"rt_struct": {"structure_set_label": "x" * 17}}, "rt_struct.structure_set_label"),
         ({"rt_struct": {"structure_set_label": "{patient}"}}, "rt_struct.structure_set_label"),
@@ -106,6 +113,31 @@ def test_every_problem_is_named_at_once_with_its_path(tmp_path: Path) -> None:
             )
         ),
         ({"series": {"query_source": "pacs"}}, "the whole file"),
+        ({"destinations": [{"name": "a", "kind": "ftp"}]}, "destinations[0]"),
+        ({"destinations": [{**A_WEB, "user": "u", "token_file": "t"}]}, "destinations[0]"),
+        ({"destinations": [{**A_WEB, "url": "http://pacs/web", "user": "u"}]}, "destinations[0]"),
+        *(
+            ({"destinations": [{**A_WEB, key: value}]}, f"destinations[0].{key}")
+            for key, value in (
+                ("url", "pacs/web"),
+                ("url", "ftp://pacs/web"),
+                ("url", "https://user:secret@pacs/web"),
+                ("url", "https://pacs/web?x=1"),
+                ("host", "pacs"),
+                ("storage_commitment", {"enabled": True}),
+            )
+        ),
+        *(
+            ({"destinations": [{**A_FOLDER, key: value}]}, f"destinations[0].{key}")
+            for key, value in (
+                ("file_name", "{patient_id}.dcm"),
+                ("file_name", "rtstruct.dcm"),
+                ("file_name", "../{sop_instance_uid}.dcm"),
+                ("file_name", ".{sop_instance_uid}"),
+                ("file_name", "{sop_instance_uid"),
+                ("storage_commitment", {"enabled": True}),
+            )
+        ),
         ({"http": {"page": {"token": "short"}}}, "http.page.token"),
         ({"http": {"page": {"enabled": "perhaps"}}}, "http.page.enabled"),
         ({"http": {"host": "0.0.0.0", "page": {"enabled": True}}}, "http"),
@@ -219,11 +251,19 @@ def test_the_shipped_file_states_the_true_default_of_every_key() -> None:
             assert yaml.safe_load(said.group(1).rstrip(". ")) == plain(default), path
 
 
+@pytest.mark.parametrize("section", [Rule, ResultChoice, Conditions, WebDestination, FolderDestination])
+def test_the_page_on_routing_names_every_key_that_the_shipped_file_does_not(section: type[BaseModel]) -> None:
+    page = (ROOT / "docs" / "ROUTING.md").read_text()
+    rows = set(re.findall(r"^\| `([a-z_]+)` \|", page, re.MULTILINE))
+
+    assert set(section.model_fields) - set(Destination.model_fields) - rows == set()
+
+
 def keys(model: type[BaseModel], above: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """Each key that holds a value, with its default; TLS is described in words where it is null."""
+    """Each key that holds a value, with its default; TLS is described in words, rules in docs/ROUTING.md."""
     for name, described in model.model_fields.items():
         inner = section_of(described.annotation)
-        if inner is not None and inner.__name__ != "Tls":
+        if inner is not None and inner.__name__ not in {"Tls", "Rule"}:
             if described.default is PydanticUndefined:
                 yield (*above, name), described.default
             yield from keys(inner, (*above, name))
@@ -235,6 +275,8 @@ def section_of(annotation: Any) -> type[BaseModel] | None:
     """The section that a key holds: itself, optional, or in a list."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
+    if get_origin(annotation) is Annotated:
+        return section_of(get_args(annotation)[0])
     if get_origin(annotation) in (tuple, Union, UnionType):
         return next((section for section in map(section_of, get_args(annotation)) if section), None)
     return None

@@ -55,6 +55,23 @@ def test_it_names_what_this_configuration_is_set_to() -> None:
         assert re.search(rf"\| {name} \| [0-9.]+ \| here: archive \|", text)
 
 
+def test_it_names_what_is_reached_without_an_association() -> None:
+    config = Config.model_validate(
+        {
+            "listener": {"more_ae_titles": ["RESEARCH"]},
+            "peers": [],
+            "destinations": [
+                {"name": "web", "kind": "dicomweb", "url": "https://pacs.example/dicom-web/"},
+                {"name": "share", "kind": "folder", "folder": "/srv/contours"},
+            ],
+        }
+    )
+    text = conformance.statement(config)
+    assert "| web | dicomweb | https://pacs.example/dicom-web |" in text
+    assert "| share | folder | /srv/contours |" in text
+    assert "difference: `RESEARCH`." in text
+
+
 def test_the_table_of_answers_to_c_store_has_every_one_and_no_other() -> None:
     table = section(CONFORMANCE.read_text(), "Table 4.2-5").partition("The node offers")[0]
     assert {int(code, 16) for code in re.findall(r"0x[0-9A-F]{4}", table)} == set(scp.StoreStatus)

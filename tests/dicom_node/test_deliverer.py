@@ -16,17 +16,17 @@ from random import Random
 import pytest
 from sqlalchemy import Engine, select
 
-from dicom_node import jobs, migrate, scu
-from dicom_node.config import Config, Destination, Storage
+from dicom_node import jobs, migrate, scu, stow
+from dicom_node.config import Config, Destination, FolderDestination, Storage, WebDestination
 from dicom_node.database import open_engine, reading, transaction
 from dicom_node.deliverer import Deliverer
 from dicom_node.delivery_figures import read_figures
-from dicom_node.jobs import Kept, Model, Result
+from dicom_node.jobs import Kept, Model, Order, Result
 from dicom_node.schema import Delivery, Job, Series
 from dicom_node.stand_in_pacs import StandInPacs
 from dicom_node.states import DeliveryState, JobState
-from dicom_node.store_status import StoreKind
-from tests import fault_pacs
+from dicom_node.store_status import StoreKind, StoreOutcome
+from tests import fault_pacs, web_service
 from tests.fault_pacs import destination
 from tests.instances import data_set_bytes, write_instance
 from tests.tools import ROOT, free_port, needs, running, wait_until
@@ -76,7 +76,8 @@ class Node:
                 last_instance_at=now,
             )
             jobs.begin(session, series, now, "the first slice came")
-            job = jobs.complete(session, series, {"kind": "query", "instances": 1}, "all here", MODEL, now)
+            evidence = {"kind": "query", "instances": 1}
+            (job,) = jobs.complete(session, series, evidence, "all here", [Order(MODEL)], now)
             jobs.start(session, job, now, "begun")
             names = [known.name for known in self.config.destinations]
             jobs.finish(session, job, result, names, now)
@@ -183,6 +184,40 @@ def test_one_that_refuses_fails_the_job_while_the_other_still_gets_it(node):
         sender.pass_to_next_attempt("slow")
         sender.deliverer.step()
     assert sender.deliveries()["slow"].state is DeliveryState.STORED
+
+
+def test_a_folder_is_a_destination_like_the_others_away_full_and_back(node, tmp_path, monkeypatch):
+    share = tmp_path / "share"
+    sender = node(FolderDestination(name="share", kind="folder", folder=share))
+    sender.make_result()
+    sender.deliverer.step()
+    assert sender.deliveries()["share"].state is DeliveryState.PENDING
+    assert "is the share mounted?" in sender.deliveries()["share"].reason
+    share.mkdir()
+    sender.pass_to_next_attempt("share")
+    sender.deliverer.step()
+    assert (share / "2.25.1.dcm").read_bytes() == sender.file().read_bytes()
+    assert (sender.deliveries()["share"].state, sender.job().state) == (DeliveryState.STORED, JobState.SENT)
+
+
+def test_a_dicomweb_service_is_a_destination_like_the_others_away_and_refusing(node):
+    port = free_port()
+    url = f"http://127.0.0.1:{port}/dicom-web"
+    sender = node(WebDestination(name="web", kind="dicomweb", url=url, response_timeout_s=2.0))
+    sender.make_result()
+    sender.deliverer.step()
+    assert sender.deliveries()["web"].state is DeliveryState.PENDING
+    assert "does not take connections" in sender.deliveries()["web"].reason
+    not_taken = web_service.Answer(409, web_service.module(stow.FAILED, "2.25.1", t00081197=0x0122))
+    with web_service.serving(not_taken, port):
+        sender.pass_to_next_attempt("web")
+        sender.deliverer.step()
+    refused = sender.deliveries()["web"]
+    assert (refused.state, refused.last_status) == (DeliveryState.REFUSED, 0x0122)
+    with web_service.serving(web_service.Answer(200, web_service.module(stow.REFERENCED, "2.25.1")), port):
+        sender.retry()
+        sender.deliverer.step()
+    assert (sender.deliveries()["web"].state, sender.job().state) == (DeliveryState.STORED, JobState.SENT)
 
 
 # --- retries -----------------------------------------------------------------------------------
@@ -316,7 +351,7 @@ def test_a_delivery_that_is_cancelled_while_it_is_on_its_way_stays_cancelled_and
     def cancelled_meanwhile(target, calling, file):
         with transaction(sender.engine) as session:
             jobs.cancel(session, session.get_one(Job, 1), sender.clock())
-        yield scu.StoreOutcome(StoreKind.STORED, 0x0000, "stored")
+        yield StoreOutcome(StoreKind.STORED, 0x0000, "stored")
 
     Deliverer(sender.config, sender.engine, sender.clock, store=cancelled_meanwhile).step()
     delivery = sender.deliveries()["archive"]

@@ -147,7 +147,8 @@ def test_a_worker_that_is_killed_while_500_jobs_wait_leaves_each_of_them_once(tm
         for number in range(500):
             series = a_series(number)
             jobs.begin(session, series, 1.0, "the first slice came")
-            jobs.complete(session, series, {"kind": "query", "instances": 1}, "all here", model, 2.0)
+            evidence = {"kind": "query", "instances": 1}
+            jobs.complete(session, series, evidence, "all here", [jobs.Order(model)], 2.0)
         jobs.start(session, session.get_one(Job, 7), 3.0, "begun")
     with transaction(engine) as session:
         assert [job.id for job in jobs.recover(session, 5, 4.0)] == [7]

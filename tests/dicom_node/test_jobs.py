@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 
 from dicom_node import jobs, migrate
 from dicom_node.database import open_engine, reading, transaction
-from dicom_node.jobs import IllegalTransitionError, Kept, Model, NotHeldError, Result
+from dicom_node.jobs import IllegalTransitionError, Kept, Model, NotHeldError, Order, Result
 from dicom_node.schema import Companion, Delivery, Instance, Job, Series, Transition
 from dicom_node.states import (
     COMPANION_TRANSITIONS,
@@ -73,7 +73,8 @@ def come(session: Session, series: Series) -> None:
 
 def completed(session: Session, at: float = 10.0) -> tuple[Series, Job]:
     series = new_series(session)
-    return series, jobs.complete(session, series, EVIDENCE, "30 s of quiet", MODEL, at)
+    (job,) = jobs.complete(session, series, EVIDENCE, "30 s of quiet", [Order(MODEL)], at)
+    return series, job
 
 
 def sent(session: Session) -> tuple[Series, Job, list[Delivery]]:
@@ -206,7 +207,8 @@ def test_a_late_slice_before_ready_reopens_the_series_and_the_same_job_contours_
         assert jobs.reopen_if_late(session, series, 12.0)
         assert (series.state, series.revision) == (SeriesState.RECEIVING, 1)
         assert job.state is (JobState.HELD if state is JobState.HELD else JobState.QUEUED)
-        assert jobs.complete(session, series, {**EVIDENCE, "instances": 1}, "quiet", MODEL, 50.0) is job
+        now = {**EVIDENCE, "instances": 1}
+        assert jobs.complete(session, series, now, "quiet", [Order(MODEL)], 50.0) == [job]
         assert not jobs.reopen_if_late(session, series, 51.0)
 
 
@@ -228,7 +230,7 @@ def test_a_late_slice_from_ready_on_makes_a_revision_that_names_its_predecessor(
         before = job.state
         come(session, series)
         assert jobs.reopen_if_late(session, series, 20.0)
-        later = jobs.complete(session, series, EVIDENCE, "30 s of quiet", MODEL, 60.0)
+        (later,) = jobs.complete(session, series, EVIDENCE, "30 s of quiet", [Order(MODEL)], 60.0)
         assert (series.revision, later.revision, later.state) == (2, 2, JobState.QUEUED)
         assert later.id != job.id
         assert job.state is before
@@ -239,8 +241,8 @@ def test_a_late_slice_from_ready_on_makes_a_revision_that_names_its_predecessor(
 def test_a_revision_has_one_job_a_model_however_often_it_is_asked_for(engine: Engine) -> None:
     with transaction(engine) as session:
         series, job = completed(session)
-        assert jobs.ensure_job(session, series, MODEL, 11.0, "why") is job
-        assert jobs.ensure_job(session, series, OTHER_MODEL, 11.0, "why") is not job
+        assert jobs.ensure_job(session, series, Order(MODEL), 11.0, "why") is job
+        assert jobs.ensure_job(session, series, Order(OTHER_MODEL), 11.0, "why") is not job
     with pytest.raises(IntegrityError), transaction(engine) as session:
         session.add(Job(series_id=1, revision=1, model_name="m", model_sha256="a" * 64, created_at=1.0))
 
@@ -287,12 +289,12 @@ def test_a_repeated_push_sends_the_stored_result_once_more(engine: Engine) -> No
     with transaction(engine) as session:
         series, job, deliveries = sent(session)
         series.pushed_again_at = 20.0
-        assert jobs.deliver_again(session, series, "pushed again", 25.0) is job
+        assert jobs.deliver_again(session, series, "pushed again", 25.0) == [job]
         assert series.pushed_again_at is None
         assert job.state is JobState.READY
         assert {(d.state, d.next_attempt_at) for d in deliveries} == {(DeliveryState.PENDING, 25.0)}
         assert job.rt_struct_file == RESULT.first.file
-        assert jobs.deliver_again(session, series, "pushed again", 26.0) is None  # it is under way
+        assert jobs.deliver_again(session, series, "pushed again", 26.0) == []  # it is under way
 
 
 def test_a_job_without_destinations_ends_well_and_says_so(engine: Engine) -> None:
@@ -374,7 +376,7 @@ def test_a_later_revision_takes_the_place_of_what_is_held_and_names_no_predecess
         jobs.delivery_stored(session, pacs, 0x0000, "success", 13.0)
         come(session, series)
         jobs.reopen_if_late(session, series, 20.0)
-        later = jobs.complete(session, series, EVIDENCE, "30 s of quiet", MODEL, 60.0)
+        (later,) = jobs.complete(session, series, EVIDENCE, "30 s of quiet", [Order(MODEL)], 60.0)
         assert jobs.predecessors(session, later) == {"pacs": RESULT.first.sop_instance_uid}
         jobs.start(session, later, 61.0, "begun")
         assert tps.state is DeliveryState.HELD, "the later one may yet be rejected"

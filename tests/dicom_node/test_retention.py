@@ -105,7 +105,8 @@ def test_what_is_unfinished_is_never_removed(node: Node, state: str) -> None:
         with transaction(node.engine) as session:
             series = session.get_one(jobs.Series, 1)
             evidence = {"kind": "quiet", "instances": SLICES}
-            job = jobs.complete(session, series, evidence, "quiet", jobs.Model("m", "0" * 64), node.now)
+            order = jobs.Order(jobs.Model("m", "0" * 64))
+            (job,) = jobs.complete(session, series, evidence, "quiet", [order], node.now)
             if state == "held":
                 jobs.move(session, job, JobState.HELD, node.now, "a person should look")
     if state != "pushed again":

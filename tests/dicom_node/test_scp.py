@@ -40,6 +40,7 @@ from dicom_node.database import open_engine
 from dicom_node.errors import ConfigurationError
 from dicom_node.listener import Listener
 from dicom_node.scp import LOSSLESS, NotTakenError, read_header
+from dicom_node.uids import derive_uid
 from tests.dicom_node.reception_rig import (
     CALLED,
     CALLING,
@@ -95,6 +96,19 @@ def test_every_offered_transfer_syntax_is_kept_as_it_was_sent(
     (kept,) = spooled(config)
     assert data_set_bytes(kept) == data_set_bytes(file)
     assert pydicom.dcmread(kept).file_meta.TransferSyntaxUID == syntax
+
+
+def test_the_listener_answers_to_each_of_its_titles_and_keeps_which_one_was_called(tmp_path: Path) -> None:
+    config = configuration(tmp_path / "node", more_ae_titles=("RESEARCH",))
+    with listening(config) as reception:
+        for called, is_let_in in ((CALLED, True), ("RESEARCH", True), ("research", False)):
+            ae = AE(ae_title=CALLING)
+            ae.add_requested_context(Verification)
+            association = ae.associate("127.0.0.1", reception.port, ae_title=called)
+            assert association.is_established is is_let_in
+            if is_let_in:
+                association.release()
+    assert rows(config, "SELECT called_ae_title FROM associations ORDER BY id") == [(CALLED,), ("RESEARCH",)]
 
 
 NEGOTIATION = """
@@ -293,6 +307,20 @@ def test_a_class_to_be_thrown_away_is_accepted_counted_and_not_kept(
         assert association.send_c_store(ds).Status == 0x0000
     assert spooled(config) == []
     assert rows(config, "SELECT instances FROM discarded") == [(1,), (1,)]
+
+
+def test_a_result_of_our_own_that_comes_back_starts_nothing_and_is_counted(
+    config: Config, reception: Listener
+) -> None:
+    ds = ct_slice()
+    ds.SOPClassUID = ds.file_meta.MediaStorageSOPClassUID = SecondaryCaptureImageStorage
+    with associated(reception.port, SecondaryCaptureImageStorage) as association:
+        for uid in (derive_uid("SOP Instance", "ours"), "2.25.7"):
+            ds.SOPInstanceUID = ds.file_meta.MediaStorageSOPInstanceUID = uid
+            assert association.send_c_store(ds).Status == 0x0000
+    counted = reception.figures.snapshot()
+    assert (counted.instances_discarded, counted.own_results_returned) == (2, 1)
+    assert rows(config, "SELECT id FROM series") == []
 
 
 @pytest.mark.parametrize("uid", [CTImageStorage, Verification])

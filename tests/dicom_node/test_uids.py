@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import uuid
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydicom.uid import UID
 
-from dicom_node.uids import IMPLEMENTATION_CLASS_UID, derive_uid
+from dicom_node.uids import IMPLEMENTATION_CLASS_UID, derive_uid, is_derived
 
 parts = st.lists(st.text(max_size=8), max_size=4).map(tuple)
 
@@ -20,6 +21,19 @@ def test_a_derived_uid_is_valid_and_a_custom_uuid(content):
     assert len(uid) <= 64
     derived = uuid.UUID(int=int(uid.removeprefix("2.25.")))
     assert (derived.variant, derived.version) == (uuid.RFC_4122, 8)
+    assert is_derived(uid)
+
+
+@pytest.mark.parametrize(
+    "uid", ["2.25.7", "1.2.840.10008.1.1", "2.25.", "2.25.x", f"2.25.{'9' * 60}", "", "2.25.٧"]
+)
+def test_other_peoples_uids_are_not_taken_for_derived(uid):
+    assert not is_derived(uid)
+
+
+@given(st.uuids(version=4))
+def test_random_uids_are_not_taken_for_derived(random):
+    assert not is_derived(f"2.25.{random.int}")
 
 
 @given(parts, parts)

@@ -19,6 +19,7 @@ from dicom_node.config import Config
 from dicom_node.contouring import ForwardPassError
 from dicom_node.database import reading, transaction
 from dicom_node.errors import PermanentError, TransientError
+from dicom_node.jobs import Model, Order
 from dicom_node.metrics import NodeCollector, exposition
 from dicom_node.reception_figures import ReceptionFigures
 from dicom_node.results import Results
@@ -332,14 +333,14 @@ def test_late_slices_during_the_run_drop_its_outcome_and_all_are_contoured(
     worker = node.worker()
     node.receive(which=range(20))
     node.now += 2.0
-    contour = worker_module.contouring.contour
+    segment = worker_module.contouring.segment
 
     def meanwhile(*arguments: Any) -> Any:
         monkeypatch.undo()
         node.receive(which=range(20, 24))
-        return contour(*arguments)
+        return segment(*arguments)
 
-    monkeypatch.setattr(worker_module.contouring, "contour", meanwhile)
+    monkeypatch.setattr(worker_module.contouring, "segment", meanwhile)
     node.step(worker)
     assert (node.job().state, node.series().state) == (JobState.QUEUED, SeriesState.RECEIVING)
     assert node.deliveries() == []
@@ -363,13 +364,13 @@ class Gate:
 
 @pytest.fixture
 def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
-    gate, contour = Gate(), worker_module.contouring.contour
+    gate, segment = Gate(), worker_module.contouring.segment
 
     def held_up(*arguments: Any) -> Any:
         gate.wait()
-        return contour(*arguments)
+        return segment(*arguments)
 
-    monkeypatch.setattr(worker_module.contouring, "contour", held_up)
+    monkeypatch.setattr(worker_module.contouring, "segment", held_up)
     yield gate
     gate.opened.set()
 
@@ -541,7 +542,7 @@ def test_a_job_of_another_model_gives_way_to_one_of_this(node: Node) -> None:
     with transaction(node.engine) as session:
         series = session.scalars(select(Series)).one()
         evidence = {"kind": "quiet", "instances": 24}
-        jobs.complete(session, series, evidence, "quiet", jobs.Model("old", "f" * 64), node.now)
+        jobs.complete(session, series, evidence, "quiet", [Order(Model("old", "f" * 64))], node.now)
     node.step(worker)
     node.step(worker)
     assert [job.state for job in node.jobs()] == [JobState.CANCELLED, JobState.READY]

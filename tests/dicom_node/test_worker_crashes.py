@@ -28,7 +28,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks a worker 
 RECEIVED_AT = 1000.0
 POINTS: dict[str, tuple[Any, str, str]] = {
     # where the worker is killed: before or after this function of its
-    "the job has begun": (worker_module.contouring, "contour", "before"),
+    "the job has begun": (worker_module.contouring, "segment", "before"),
     "contoured, nothing written": (Results, "keep", "before"),
     "written, not committed": (Results, "keep", "after"),
     "inside the last transaction": (jobs, "finish", "after"),
