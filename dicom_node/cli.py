@@ -254,7 +254,7 @@ def replay(
             engine,
             job,
             output,
-            settings,
+            settings if model else replaying.as_now(engine, job, settings),
             lambda what, part, total: progress.update(bar, description=what, completed=part, total=total),
         )
     _tell(done, as_json)

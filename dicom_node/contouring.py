@@ -33,6 +33,7 @@ from dicom_node.preview import preview_of
 from dicom_node.rt_struct import IncompleteError, RtStruct, RtStructOptions
 from dicom_node.rt_struct_check import RtStructCheckError
 from inference.errors import (
+    DeviceLostError,
     DeviceMemoryError,
     DeviceUnavailableError,
     InferenceFailedError,
@@ -53,11 +54,18 @@ BY_UMASK = 0o666
 """A file for whoever asked for it: who else may read it is the umask's to say."""
 
 
+_CODES: dict[type[InferenceFailedError], str] = {
+    DeviceMemoryError: "device_memory",
+    DeviceLostError: "device_lost",
+}
+
+
 class ForwardPassError(TransientError):
     """The network did not run through, mostly for want of the GPU's memory, which others may free again.
 
     Attributes:
         code: the same as a bounded word, for metrics.
+        is_device_lost: whether only a new process can use the device again.
     """
 
     BEGINNING = "the network did not run through"
@@ -65,7 +73,8 @@ class ForwardPassError(TransientError):
 
     def __init__(self, problem: InferenceFailedError) -> None:
         super().__init__(f"{self.BEGINNING}: {problem.reason}")
-        self.code = "device_memory" if isinstance(problem, DeviceMemoryError) else "forward_pass"
+        self.code = next((code for kind, code in _CODES.items() if isinstance(problem, kind)), "forward_pass")
+        self.is_device_lost = isinstance(problem, DeviceLostError)
 
 
 @dataclass(frozen=True)

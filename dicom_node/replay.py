@@ -28,6 +28,7 @@ from dicom_node.database import reading
 from dicom_node.durable import write_durably
 from dicom_node.editions import Editions
 from dicom_node.errors import PermanentError
+from dicom_node.networks import read_networks
 from dicom_node.rt_struct import RtStructOptions
 from dicom_node.schema import Instance, Series
 from dicom_node.story import job_of
@@ -86,9 +87,29 @@ def replay(
     if not output.parent.is_dir():
         raise PermanentError(f"{output.parent} is no folder to write {output.name} into; make it first")
     done = contour_again(engine, number, settings, progress)
-    write_durably(output, done.data, mode=BY_UMASK)
+    try:
+        write_durably(output, done.data, mode=BY_UMASK)
+    except OSError as problem:
+        raise PermanentError(f"{output}: {problem.strerror}") from problem
     is_the_same = None if done.before is None else done.before == done.data
     return Replay(number, done.was, {**done.report, "rt_struct": str(output)}, is_the_same, done.agreements)
+
+
+def as_now(engine: Engine, number: int, settings: Config) -> Config:
+    """The settings with the package that a rule would have the job contoured by, where there are several.
+
+    Raises:
+        NoSuchJobError: there is no job of this number.
+        ConfigurationError: a package cannot be used.
+    """
+    with reading(engine) as session:
+        job = job_of(session, number)
+        made_by = job.model_sha256, job.model_name
+    networks = read_networks(settings).values()
+    same = [one.name for one in networks if one.model.sha256 == made_by[0]]
+    alike = [one.name for one in networks if one.model.name == made_by[1]]
+    package = next(iter(same + alike), settings.model.package)
+    return settings.model_copy(update={"model": settings.model.model_copy(update={"package": package})})
 
 
 def contour_again(
@@ -160,7 +181,10 @@ def _slices(engine: Engine, number: int, settings: Config) -> tuple[CtSeries, by
             f"job {number} has no RT-STRUCT that would say which slices it had; more have come since: "
             "replay the job of the latest revision"
         )
-    return assemble(map(read_slice, files), settings.series.min_slices), None
+    try:
+        return assemble(map(read_slice, files), settings.series.min_slices), None
+    except OSError as problem:
+        raise CannotReplayError(f"a slice of job {number} cannot be read: {problem.strerror}") from problem
 
 
 def _read(data: bytes) -> Any:

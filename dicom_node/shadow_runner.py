@@ -44,6 +44,7 @@ class ShadowRunner:
     Args:
         command: the argument list that compares one job; its number is put at the end.
         candidate: what is compared.
+        approved_sha256: of the model whose jobs it is compared with.
         clock: UTC epoch seconds.
         monotonic: seconds that nobody sets.
     """
@@ -52,12 +53,14 @@ class ShadowRunner:
         self,
         command: Sequence[str],
         candidate: ModelDescription,
+        approved_sha256: str,
         engine: Engine,
         clock: Callable[[], float],
         monotonic: Callable[[], float],
     ) -> None:
         self._command = command
         self._candidate = candidate
+        self._approved_sha256 = approved_sha256
         self._engine = engine
         self._clock = clock
         self._monotonic = monotonic
@@ -86,7 +89,7 @@ class ShadowRunner:
 
     def _begin(self) -> None:
         with reading(self._engine) as session:
-            job = shadow_runs.next_job(session, self._candidate)
+            job = shadow_runs.next_job(session, self._candidate, self._approved_sha256)
         if job is None:
             self._look_at = self._monotonic() + LOOK_EVERY_S
             return

@@ -28,8 +28,8 @@ DONE = frozenset({JobState.READY, JobState.SENT})
 DICE_BOUNDS = (0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.98, 1.0)
 
 
-def next_job(session: Session, candidate: ModelDescription) -> int | None:
-    """The newest job that the candidate has not contoured and that can be compared."""
+def next_job(session: Session, candidate: ModelDescription, approved_sha256: str) -> int | None:
+    """The newest job of the approved model that the candidate has not contoured and that can be compared."""
     tried = select(ShadowRun.id).where(ShadowRun.job_id == Job.id, ShadowRun.model_sha256 == candidate.sha256)
     jobs = (
         select(Job.id)
@@ -37,7 +37,7 @@ def next_job(session: Session, candidate: ModelDescription) -> int | None:
         .where(
             Job.state.in_(list(DONE)),
             Job.rt_struct_file.is_not(None),
-            Job.model_sha256 != candidate.sha256,
+            Job.model_sha256 == approved_sha256,
             Series.slices_removed_at.is_(None),
             ~tried.exists(),
         )

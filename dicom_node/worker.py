@@ -282,7 +282,8 @@ class Worker:
         except ConfigurationError as problem:
             log.error("the candidate of model.shadow cannot be used", problems=problem.problems)
             return None
-        return ShadowRunner(command, candidate, self._engine, self._clock, self._monotonic)
+        approved = self._networks.default.model.sha256
+        return ShadowRunner(command, candidate, approved, self._engine, self._clock, self._monotonic)
 
     def finish(self) -> None:
         """Wait for the job that runs, and record what became of it."""
@@ -441,19 +442,27 @@ class Worker:
         self._under_way = UnderWay(run, self._contouring.submit(self._result, run, begun))
 
     def _record(self) -> None:
-        """What became of the run, once it has ended."""
+        """What became of the run, once it has ended.
+
+        Raises:
+            ForwardPassError: the device is lost to this process, which ends with it and is started anew.
+        """
         if self._under_way is None or not self._under_way.outcome.done():
             return
         run, outcome = self._under_way.run, self._under_way.outcome
+        lost: ForwardPassError | None = None
         with logs.bound(job=run.job_id):
             try:
                 result = outcome.result()
             except Exception as problem:  # the class decides; what is not ours is a bug, and told as one
                 self._end_badly(run, problem)
+                lost = problem if isinstance(problem, ForwardPassError) and problem.is_device_lost else None
             else:
                 self._end_well(run, result)
         self._under_way = None
         self._figures.job_ends()
+        if lost is not None:
+            raise lost
 
     def _result(self, run: Run, begun: Begun) -> Result:
         """Contour one series, in the thread for it; touches no database."""

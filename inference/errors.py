@@ -32,6 +32,10 @@ class DeviceMemoryError(InferenceFailedError):
     """The device had too little free memory for this image: others may free some, or it is too small."""
 
 
+class DeviceLostError(InferenceFailedError):
+    """The device's context is broken: each later run of this process would fail, too. A new one helps."""
+
+
 class OutsideModelError(InferenceError):
     """The volume is nothing that this model was made for.
 

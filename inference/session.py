@@ -18,7 +18,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inference import cuda
-from inference.errors import DeviceMemoryError, DeviceUnavailableError, InferenceFailedError
+from inference.errors import (
+    DeviceLostError,
+    DeviceMemoryError,
+    DeviceUnavailableError,
+    InferenceFailedError,
+)
 
 Device = Literal["cuda", "cpu"]
 
@@ -26,6 +31,9 @@ Device = Literal["cuda", "cpu"]
 _OUT_OF_MEMORY = re.compile(
     r"BFCArena|Failed to allocate memory|CUDA failure 2:|(CUDNN|CUBLAS)_STATUS_ALLOC_FAILED"
 )
+# CUDA's errors after which each call of the process fails (cudaError): an illegal address or
+# instruction, a launch that failed or took too long, an assertion, memory with errors.
+_DEVICE_LOST = re.compile(r"CUDA failure (?:46|214|700|702|710|71[4-9]|999):")
 
 _DEVICE_OF_PROVIDER: dict[str, Device] = {"CUDAExecutionProvider": "cuda", "CPUExecutionProvider": "cpu"}
 
@@ -109,6 +117,7 @@ class Session:
 
         Raises:
             DeviceMemoryError: the device has too little memory left for it.
+            DeviceLostError: this process can use the device no more.
             InferenceFailedError: anything else, with ONNX Runtime's own words.
         """
         probabilities: NDArray[np.float32] = _translated(
@@ -147,4 +156,6 @@ def _translated(call: Callable[[], Any], what: str) -> Any:
     except Exception as problem:
         if _OUT_OF_MEMORY.search(str(problem)):
             raise DeviceMemoryError(f"{what} for want of memory: {problem}") from problem
+        if _DEVICE_LOST.search(str(problem)):
+            raise DeviceLostError(f"{what}, and the device is lost to this process: {problem}") from problem
         raise InferenceFailedError(f"{what}: {problem}") from problem

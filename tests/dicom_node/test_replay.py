@@ -13,7 +13,7 @@ from sqlalchemy import text
 from dicom_node import contouring, retention
 from dicom_node.database import reading
 from dicom_node.errors import SeriesRejectedError
-from dicom_node.replay import CannotReplayError, replay
+from dicom_node.replay import CannotReplayError, as_now, replay
 from dicom_node.states import JobState
 from tests.node_fixtures import BoxSegmenter, write_package
 from tests.worker_node import Node, make_node
@@ -82,6 +82,20 @@ def test_what_another_model_would_change_is_measured_in_millimetres_and_cm3(
     assert "another object; nothing of it was sent" in done.in_words()
 
 
+def test_without_another_model_it_is_the_package_that_made_the_job_or_the_one_in_its_place(
+    node: Node, tmp_path: Path
+) -> None:
+    folder = node.config.model.folder
+    assert folder is not None
+    write_package(folder, "other-model", "SpinalCord")
+    other = node.config.model.model_copy(update={"package": "other-model"})
+    for settings, package in (
+        (node.config, "test-model"),
+        (node.config.model_copy(update={"model": other}), "other-model"),
+    ):
+        assert as_now(node.engine, 1, settings).model.package == package
+
+
 def test_structures_that_would_come_and_go_are_named(node: Node, tmp_path: Path) -> None:
     folder = node.config.model.folder
     assert folder is not None
@@ -131,6 +145,12 @@ def test_a_rejected_series_shows_whether_it_would_still_be_rejected(
     assert node.job().state is JobState.REJECTED
     with pytest.raises(SeriesRejectedError, match="100"):
         replay(node.engine, 1, tmp_path / "again.dcm", node.config)
+    slices = list(node.config.storage.spool.rglob("*.dcm"))
+    content = slices[0].read_bytes()
+    slices[0].unlink()
+    with pytest.raises(CannotReplayError, match="a slice of job 1 cannot be read: No such file"):
+        replay(node.engine, 1, tmp_path / "again.dcm", node.config)
+    slices[0].write_bytes(content)
     rules = node.config.series.model_copy(update={"min_slices": 10})
     done = replay(node.engine, 1, tmp_path / "again.dcm", node.config.model_copy(update={"series": rules}))
     assert (done.is_the_same, done.agreements) == (None, ())

@@ -79,10 +79,10 @@ def test_what_was_contoured_is_compared_the_newest_first_and_only_figures_are_ke
     settings = shadow.candidate_of(node.config)
     assert settings is not None
     candidate = contouring.package_of(settings.model).description
-    compared = []
+    compared, approved = [], node.jobs()[0].model_sha256
     while True:
         with reading(node.engine) as session:
-            job = next_job(session, candidate)
+            job = next_job(session, candidate, approved)
         if job is None:
             break
         compared.append(job)
@@ -121,7 +121,9 @@ def test_a_candidate_that_fails_is_told_of_without_the_patient_and_not_asked_aga
     settings = shadow.candidate_of(node.config)
     assert settings is not None
     with reading(node.engine) as session:
-        assert next_job(session, contouring.package_of(settings.model).description) is None
+        candidate = contouring.package_of(settings.model).description
+        assert next_job(session, candidate, node.job().model_sha256) is None
+        assert next_job(session, candidate, "0" * 64) is None, "a job of another model"
     assert report(node.engine).candidates[0].failures == ((1, str(row.failure)),)
 
 

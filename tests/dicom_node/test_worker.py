@@ -16,6 +16,7 @@ from sqlalchemy.exc import OperationalError
 from dicom_node import jobs, rt_struct
 from dicom_node import worker as worker_module
 from dicom_node.config import Config
+from dicom_node.contouring import ForwardPassError
 from dicom_node.database import reading, transaction
 from dicom_node.errors import PermanentError, TransientError
 from dicom_node.jobs import Model, Order
@@ -25,7 +26,7 @@ from dicom_node.results import Results
 from dicom_node.schema import Delivery, Job, Series, WorkerStatus
 from dicom_node.states import DeliveryState, JobState, SeriesState
 from dicom_node.worker_figures import Heartbeat
-from inference.errors import InferenceFailedError
+from inference.errors import DeviceLostError, InferenceFailedError
 from inference.postprocessing import absent
 from tests.small_device import exhausted
 from tests.worker_node import PHANTOM, Node, make_node
@@ -172,6 +173,22 @@ def test_a_network_that_keeps_failing_fails_the_job_with_what_to_do_and_a_retry_
         jobs.retry(session, session.get_one(Job, job.id), node.now)
     node.step(worker)
     assert node.job().state is JobState.QUEUED
+
+
+def test_a_device_that_is_lost_to_the_process_ends_it_and_a_new_one_contours_the_job(node: Node) -> None:
+    node.problem = DeviceLostError("CUDA failure 700: an illegal memory access")
+    worker = node.worker()
+    node.receive()
+    node.now += 2.0
+    with pytest.raises(ForwardPassError, match="illegal memory access"):
+        node.step(worker)
+    assert (node.job().state, node.job().reason_code) == (JobState.QUEUED, "device_lost")
+    node.problem = None
+    node.now += 5.0
+    again = node.worker()
+    again.recover()
+    node.step(again)
+    assert node.job().state is JobState.READY
 
 
 def test_a_full_disk_postpones_the_job(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from inference.errors import DeviceMemoryError, DeviceUnavailableError, InferenceFailedError
+from inference.errors import DeviceLostError, DeviceMemoryError, DeviceUnavailableError, InferenceFailedError
 from inference.session import Device, Session, check_runtimes, device_in_use, installed_runtimes
 from models.card import PACKAGES
 from tests.small_device import exhausted
@@ -110,10 +110,15 @@ def test_the_words_of_cuda_for_it_are_known_whatever_class_carries_them(said: st
         session._session = _Raising(kind(f"[ONNXRuntimeError] : 6 : RUNTIME_EXCEPTION : {said}"))
         with pytest.raises(DeviceMemoryError, match="for want of memory"):
             session.run(np.zeros((1, 1, 2, 2, 2), np.float32))
-    session._session = _Raising(RuntimeException("CUDA failure 700: an illegal memory access ; GPU=0"))
-    with pytest.raises(InferenceFailedError) as other:
-        session.run(np.zeros((1, 1, 2, 2, 2), np.float32))
-    assert not isinstance(other.value, DeviceMemoryError)
+    for said, kind in (
+        ("CUDA failure 700: an illegal memory access was encountered ; GPU=0", DeviceLostError),
+        ("CUDA failure 719: unspecified launch failure ; GPU=0", DeviceLostError),
+        ("CUDA failure 1: invalid argument ; GPU=0", InferenceFailedError),
+    ):
+        session._session = _Raising(RuntimeException(said))
+        with pytest.raises(InferenceFailedError) as other:
+            session.run(np.zeros((1, 1, 2, 2, 2), np.float32))
+        assert type(other.value) is kind
 
 
 class _Raising:
