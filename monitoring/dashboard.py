@@ -361,6 +361,25 @@ DRIFT = Row(
             width=12,
         ),
         Panel(
+            "A candidate's agreement",
+            "Mean Dice with the model that runs, of all series so far; empty without a candidate.",
+            {
+                "{{version}} {{structure}}": total("shadow_dice_sum", by="version, structure")
+                + " / "
+                + total("shadow_dice_count", by="version, structure")
+            },
+            width=8,
+        ),
+        Panel(
+            "Series with a candidate",
+            "On which it was compared, and on which it could not be.",
+            {
+                "{{version}} compared": total("shadow_compared_series", by="version"),
+                "{{version}} failed": total("shadow_failed_series", by="version"),
+            },
+            width=4,
+        ),
+        Panel(
             "Constancy",
             "Points that did not hold, and drifts, at the weekly check.",
             {

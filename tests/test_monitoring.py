@@ -35,7 +35,7 @@ from dicom_node.database import open_engine, transaction
 from dicom_node.phantom import write_phantom
 from dicom_node.reception_figures import ReceptionFigures
 from dicom_node.rehearsal import NODE, SCANNER, Rehearsal
-from dicom_node.schema import Constancy, Contact, Duration, Finding, Job, Series, WorkerStatus
+from dicom_node.schema import Constancy, Contact, Duration, Finding, Job, Series, ShadowRun, WorkerStatus
 from dicom_node.send import Summary, send_folder
 from dicom_node.timings import Stage, Step, Turnaround
 from monitoring import dashboard
@@ -212,7 +212,7 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
 def _overrides(pacs: int, tps: int, tls: Tls) -> dict[str, Any]:
     common = {"host": "127.0.0.1", "ae_title": "ARCHIVE", "connect_timeout_s": 2.0}
     return {
-        "series": {"grace_s": 0.3, "quiet_period_s": 1.0},
+        "series": {"grace_s": 0.3},
         "retry": {"first_delay_s": 0.5, "alert_after_s": 0.5},
         "inference": {"device": "cpu", "allow_cpu": True},
         "listener": {"discard_sop_classes": ["1.2.840.10008.5.1.4.1.1.481.3"]},
@@ -248,38 +248,51 @@ def _is_ready(port: int) -> bool:
 def _load(folder: Path, node: Rehearsal, archive: CommittingArchive, planning: ExitStack) -> None:
     """One series SENT, one FAILED, one READY whose second destination is gone, one REJECTED; strangers."""
     _send(node, write_series(folder, seed=0))
-    node.wait(lambda: _states(node) == ["SENT"], 60, "no series was sent")
+    node.wait(lambda: _states(node) == ["SENT"], 120, "no series was sent")
     archive.stored_as = 0xC000
     _send(node, write_series(folder, seed=1))
-    node.wait(lambda: _states(node)[1:] == ["FAILED"], 60, "no series failed")
+    node.wait(lambda: _states(node)[1:] == ["FAILED"], 120, "no series failed")
     archive.stored_as = 0x0000
     planning.close()
     _send(node, write_series(folder, seed=2))
-    few = write_series(folder, seed=3)
-    for file in sorted(few.iterdir())[5:]:
+    reformat = write_series(folder, seed=3)
+    for file in reformat.iterdir():
+        _change(file, ImageType=["DERIVED", "SECONDARY", "MPR"])
+    _send(node, reformat)
+    node.wait(lambda: _states(node)[2:] == ["READY", "REJECTED"], 120, "no series was rejected")
+    for file in sorted(reformat.iterdir())[1:]:
         file.unlink()
-    _send(node, few)
-    node.wait(lambda: _states(node)[2:] == ["READY", "REJECTED"], 60, "no series was rejected")
-    changed = sorted(few.iterdir())[0]
-    dataset = dcmread(changed)
-    dataset.SliceLocation = 0.5
-    dataset.save_as(changed)
-    assert [failure.status for failure in _send(node, few).failed] == [0x0111]
+    _change(next(reformat.iterdir()), SliceLocation=0.5)
+    assert [failure.status for failure in _send(node, reformat).failed] == [0x0111]
     for _ in range(6):
         with pytest.raises(scu.AssociationRefusedError):
-            _send(node, few, calling="STRANGER")
+            _send(node, reformat, calling="STRANGER")
     with socket.create_connection(("127.0.0.1", node.port)) as nonsense:
         nonsense.sendall(b"GET / HTTP/1.1\r\n\r\n")
         nonsense.recv(1)
     engine = open_engine(node.database)
     with transaction(engine) as session:
         session.add(Constancy(id=1, made_at=time.time() - 9 * 86400, failed_points=1, drifts=0))
+        session.add_all(_shadow_run(job, failure) for job, failure in ((1, None), (2, "no such device")))
     engine.dispose()
+
+
+def _shadow_run(job: int, failure: str | None) -> ShadowRun:
+    agreements = [{"name": "Larynx", "dice": 0.9}] if failure is None else None
+    candidate = {"model_name": "candidate", "model_version": "2", "model_sha256": "ab" * 32}
+    return ShadowRun(job_id=job, at=time.time(), failure=failure, agreements=agreements, **candidate)
 
 
 def write_series(folder: Path, seed: int) -> Path:
     write_phantom(folder / f"ct-{seed}", slices=40, matrix=128, spacing_mm=(4.0, 4.0, 4.0), seed=seed)
     return folder / f"ct-{seed}"
+
+
+def _change(file: Path, **elements: object) -> None:
+    dataset = dcmread(file)
+    for keyword, value in elements.items():
+        setattr(dataset, keyword, value)
+    dataset.save_as(file)
 
 
 def _send(node: Rehearsal, series: Path, calling: str = SCANNER) -> Summary:
