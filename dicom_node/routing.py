@@ -64,9 +64,9 @@ class RangeMm(_Described):
         return (self.min is None or mm >= self.min) and (self.max is None or mm <= self.max)
 
     def __str__(self) -> str:
-        low = "" if self.min is None else f"{self.min:g}"
-        high = "" if self.max is None else f"{self.max:g}"
-        return f"{low}..{high} mm"
+        if self.min is None:
+            return f"at most {self.max:g} mm"
+        return f"at least {self.min:g} mm" if self.max is None else f"{self.min:g} to {self.max:g} mm"
 
 
 class Conditions(_Described):

@@ -13,7 +13,7 @@ import yaml
 from pydicom import dcmread
 from sqlalchemy import select
 
-from dicom_node import contouring, jobs
+from dicom_node import contouring, jobs, story
 from dicom_node.config import Config
 from dicom_node.database import reading, transaction
 from dicom_node.errors import ConfigurationError
@@ -88,6 +88,7 @@ def test_two_results_are_two_jobs_with_objects_of_their_own_each_for_its_destina
     assert names == {"pacs": "Stem_A", "tps": "Stem_B"}
     assert objects["pacs"].SOPInstanceUID != objects["tps"].SOPInstanceUID
     assert node.segmenters[0].runs == 1, "two results by one network need its forward pass once"
+    assert "Rule both asked for test-model with the template" in story.show(node.engine, 1).in_words()
     stages = [(job.report or {})["seconds"].keys() for job in node.jobs()]
     assert ["forward" in one for one in stages] == [True, False]
 

@@ -59,6 +59,7 @@ def test_each_rule_says_what_it_asked_for_and_saw_and_the_first_that_is_met_deci
         {"condition": "series_description", "asks": "*bone*", "saw": "H/N soft", "met": False}
     ]
     assert [one["met"] for one in told["rules"]] == [False, True]
+    assert told["rules"][1]["conditions"][1]["asks"] == "at least 2.5 mm"
     ((result),) = told["results"]
     assert (result["model"]["package"], result["model"]["approved"]) == ("test-model", True)
     assert (result["template"], result["destinations"], result["instead"]) == (None, ["pacs"], None)
