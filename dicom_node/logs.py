@@ -62,6 +62,9 @@ PRIORITIES = {"debug": 7, "info": 6, "warning": 4, "error": 3, "critical": 2}
 DATA_SET_LIBRARIES = ("pydicom", "pynetdicom", "sqlalchemy", "rt_utils")
 """Their messages may quote values of a data set; only the place in their code is written."""
 
+PEERS_LIBRARIES = ("pydicom", "pynetdicom")
+"""What they complain of is what a peer has sent or done; what follows from it the node says itself."""
+
 
 def configure(settings: config.Logging, program: str, stream: TextIO | None = None) -> None:
     """Set up logging of this process: our events, and what the libraries send to stdlib logging.
@@ -75,7 +78,7 @@ def configure(settings: config.Logging, program: str, stream: TextIO | None = No
     handler = logging.StreamHandler(stream or sys.stderr)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
-            foreign_pre_chain=[_only_the_place, *shared],
+            foreign_pre_chain=[_only_the_place, *shared, _no_error_of_ours],
             processors=[
                 structlog.stdlib.ProcessorFormatter.remove_processors_meta,
                 _renderer(settings, handler.stream),
@@ -222,6 +225,14 @@ def _only_the_place(_logger: Any, _method: str, event: EventDict) -> EventDict:
         # The place is enough: whatever a peer sends can bring this about, again and again.
         event.pop("exc_info", None)
         event["place"] = f"{record.module}.{record.funcName}:{record.lineno}"
+    return event
+
+
+def _no_error_of_ours(_logger: Any, _method: str, event: EventDict) -> EventDict:
+    """What a peer brings about is no error of the node: whoever watches for errors would be woken by it."""
+    record: logging.LogRecord = event["_record"]
+    if record.name.partition(".")[0] in PEERS_LIBRARIES and event.get("level") in ("error", "critical"):
+        event["level"] = "warning"
     return event
 
 

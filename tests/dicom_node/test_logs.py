@@ -110,6 +110,14 @@ def test_libraries_say_nothing_below_a_warning(lines: Callable[[], list[Any]]) -
     assert lines() == []
 
 
+def test_what_a_peer_makes_pynetdicom_complain_of_is_a_warning_and_an_error_elsewhere_stays_one(
+    lines: Callable[[], list[Any]],
+) -> None:
+    logging.getLogger("pynetdicom.acse").error("Association rejected")
+    logging.getLogger("sqlalchemy.pool").error("a connection is broken")
+    assert [line["level"] for line in lines()] == ["warning", "error"]
+
+
 def test_a_thread_that_fails_is_a_line_without_the_exceptions_text(
     lines: Callable[[], list[Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
