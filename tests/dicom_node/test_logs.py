@@ -190,6 +190,6 @@ def test_in_the_journal_each_line_has_its_priority_and_elsewhere_none(
             stream.seek(0)
         written = journal.read().splitlines()
 
-        assert [line[:3] for line in written] == ["<7>", "<6>", "<4>", "<3>", "<2>", "<3>"]
+        assert [line[:3] for line in written] == ["<7>", "<6>", "<4>", "<3>", "<2>", "<4>"]
         assert all(json.loads(line[3:])["program"] == "test" for line in written)
         assert all(json.loads(line) for line in file)
