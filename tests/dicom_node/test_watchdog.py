@@ -49,11 +49,14 @@ def test_a_worker_gives_a_sign_of_life_only_while_its_loop_and_its_job_go_on(
     seconds_of_the_job: float | None,
     is_fed: bool,
 ) -> None:
-    now = 1e9
-    figures, fed = WorkerFigures(now - 2 * JOB_LIMIT_S), []
+    now, clock = 1e9, [0.0]
+    figures, fed = WorkerFigures(now, lambda: clock[0]), []
     if seconds_of_the_job is not None:
-        figures.job_begins(7, now - seconds_of_the_job)
-    figures.progress(now - seconds_since_the_loop_came_around)
+        clock[0] = -seconds_of_the_job
+        figures.job_begins(7)
+    clock[0] = -seconds_since_the_loop_came_around
+    figures.progress()
+    clock[0] = 0.0
     upgrade(tmp_path / "node.sqlite")
     engine = open_engine(tmp_path / "node.sqlite")
 

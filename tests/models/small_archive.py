@@ -36,7 +36,7 @@ def write_patients(folder: Path, count: int) -> Path:
         masks = {}
         for name, centre, value in (("Brainstem", (16, 12, 12), 40), ("Bone_Mandible", (8, 7, 12), 700)):
             squared = sum((axis - c) ** 2 for axis, c in zip(axes, centre, strict=True))
-            masks[f"clinical/{name}"] = squared <= (4.4 + 0.1 * number) ** 2
+            masks[f"clinical/{name}"] = squared <= (4.7 + 0.1 * number) ** 2
             hu[masks[f"clinical/{name}"]] = value
         np.savez(folder / f"pt_{number}.npz", ct_hu=hu, spacing_mm=np.array([3.0, 4.0, 4.0]), **masks)
     return folder
