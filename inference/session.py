@@ -138,6 +138,8 @@ def _open(onnx: Path, device: Device, threads: int) -> Any:
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
+    # A provider that cannot be loaded: `device_in_use` says it in words, and why.
+    onnxruntime.set_default_logger_severity(4)
     providers: list[Any] = ["CPUExecutionProvider"]
     if device == "cuda" and "CUDAExecutionProvider" in onnxruntime.get_available_providers():
         onnxruntime.preload_dlls()  # CUDA and cuDNN from their wheels, where they came that way
