@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Engine
 
     from dicom_node.config import Config, Destination
+    from dicom_node.ct_folder import Progress
 
 
 class Exit(IntEnum):
@@ -74,6 +75,17 @@ DEFAULT_CONFIG = Path("config.yaml")
 
 def _print_json(value: Mapping[str, Any] | list[Any]) -> None:
     typer.echo(json.dumps(value, indent=2, allow_nan=False))
+
+
+@contextmanager
+def _progress() -> Iterator[Progress]:
+    """A bar on the standard error stream that is gone at the end; what moves it."""
+    from rich.console import Console
+    from rich.progress import Progress as Bars
+
+    with Bars(console=Console(stderr=True), transient=True) as bars:
+        bar = bars.add_task("", total=None)
+        yield lambda what, done, total: bars.update(bar, description=what, completed=done, total=total)
 
 
 def _picture(file: Path | None) -> Path | None:
@@ -170,21 +182,17 @@ def contour(
     as_json: AsJson = False,
 ) -> None:
     """Contour one CT series in a folder, without the network."""
-    from rich.console import Console
-    from rich.progress import Progress
-
     from dicom_node import contouring
 
     settings = _settings_of_a_person(config, model)
     try:
-        with Progress(console=Console(stderr=True), transient=True) as progress:
-            bar = progress.add_task("", total=None)
+        with _progress() as progress:
             report = contouring.contour_folder(
                 folder,
                 output,
                 settings,
                 preview,
-                lambda what, done, total: progress.update(bar, description=what, completed=done, total=total),
+                progress,
                 destination,
             )
     except AnatomyNodeError as problem:
@@ -212,22 +220,12 @@ def explain(
 
     Shows what the files say of themselves, such as their descriptions.
     """
-    from rich.console import Console
-    from rich.progress import Progress
-
     from dicom_node import explain as explaining
     from dicom_node.config import read_config
 
     settings = read_config(config)
-    with Progress(console=Console(stderr=True), transient=True) as progress:
-        bar = progress.add_task("", total=None)
-        explanation = explaining.explain(
-            folder,
-            settings,
-            calling,
-            called,
-            lambda what, done, total: progress.update(bar, description=what, completed=done, total=total),
-        )
+    with _progress() as progress:
+        explanation = explaining.explain(folder, settings, calling, called, progress)
     _tell(explanation, as_json)
 
 
@@ -242,20 +240,16 @@ def replay(
     as_json: AsJson = False,
 ) -> None:
     """Contour a job's stored series again into a file, and show what would change; nothing is sent."""
-    from rich.console import Console
-    from rich.progress import Progress
-
     from dicom_node import replay as replaying
 
     settings = _settings_of_a_person(config, model)
-    with _database(config) as engine, Progress(console=Console(stderr=True), transient=True) as progress:
-        bar = progress.add_task("", total=None)
+    with _database(config) as engine, _progress() as progress:
         done = replaying.replay(
             engine,
             job,
             output,
             settings if model else replaying.as_now(engine, job, settings),
-            lambda what, part, total: progress.update(bar, description=what, completed=part, total=total),
+            progress,
         )
     _tell(done, as_json)
 

@@ -17,7 +17,7 @@ from sqlalchemy import Engine, select
 from dicom_node import companions, logs, outputs, timings
 from dicom_node.config import AnyDestination, Config
 from dicom_node.database import reading, transaction
-from dicom_node.deliverer import DELIVERED, Store
+from dicom_node.deliverer import Store
 from dicom_node.errors import PermanentError
 from dicom_node.lanes import Lanes
 from dicom_node.painting import order_of_companion, paint
@@ -25,7 +25,7 @@ from dicom_node.results import Results
 from dicom_node.retry import delay_s, is_due
 from dicom_node.schema import Companion
 from dicom_node.states import DeliveryState
-from dicom_node.store_status import StoreKind, StoreOutcome
+from dicom_node.store_status import DELIVERED, StoreKind, StoreOutcome
 
 POLL_S = 1.0
 """How soon a companion is seen; nobody waits for a picture as for a contour."""

@@ -26,14 +26,10 @@ from dicom_node.lanes import Lanes
 from dicom_node.retry import delay_s, is_due
 from dicom_node.schema import Delivery, Job
 from dicom_node.states import DeliveryState
-from dicom_node.store_status import KEPT, StoreKind, StoreOutcome
+from dicom_node.store_status import DELIVERED, StoreKind, StoreOutcome
 
 POLL_S = 0.5
 """How soon a delivery is seen that nobody woke us for, such as one that a person retries."""
-
-DELIVERED = KEPT | {StoreKind.DUPLICATE}
-"""Our SOP Instance UIDs are derived from all that an RT-STRUCT is made of: what a destination has under this
-UID is this one, from an attempt whose answer was lost or from an earlier push."""
 
 Store = Callable[[AnyDestination, str, Path], AbstractContextManager[StoreOutcome]]
 """Sends a file as the node of this AE title; the outcome is known inside the block."""

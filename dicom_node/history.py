@@ -111,11 +111,11 @@ class History:
             session, Duration, Duration.seconds, BOUNDS_S, by, new
         ):
             if stage in tuple(Stage):
-                _put(self.stages, (stage, model, destination), BOUNDS_S, found)
+                put(self.stages, (stage, model, destination), BOUNDS_S, found)
             elif stage in tuple(Step):
-                _put(self.steps, (stage, model), BOUNDS_S, found)
+                put(self.steps, (stage, model), BOUNDS_S, found)
             elif stage in tuple(Turnaround):
-                _put(self.turnarounds, (stage.removeprefix("since_"), model, destination), BOUNDS_S, found)
+                put(self.turnarounds, (stage.removeprefix("since_"), model, destination), BOUNDS_S, found)
         self._durations_until = max(until, self._durations_until)  # another's snapshot may be newer
 
     def _read_findings(self, session: Session) -> None:
@@ -128,7 +128,7 @@ class History:
         ):
             drawn = Finding.volume_cm3.is_not(None), column.is_not(None)
             for labels, found in _grouped(session, Finding, column, bounds, by, (*new, *drawn)):
-                _put(figures, labels, bounds, found)
+                put(figures, labels, bounds, found)
         flag = func.json_each(Finding.flags).table_valued("value").c.value
         for counts, each in ((self.structures, by), (self.flags, (*by, flag))):
             rows = select(*each, func.count()).select_from(Finding).join(Job, Job.id == Finding.job_id)
@@ -154,7 +154,8 @@ def _grouped(
         yield tuple(labels), (index, count, total)
 
 
-def _put(figures: Histograms, labels: Labels, bounds: tuple[float, ...], found: Counted) -> None:
+def put(figures: Histograms, labels: Labels, bounds: tuple[float, ...], found: Counted) -> None:
+    """Count what was found under these labels, where there is room for them."""
     if labels in figures or len(figures) < MAX_LABELS:
         figures.setdefault(labels, Histogram(bounds)).add(*found)
 

@@ -69,7 +69,7 @@ MEANINGS = {
     JobState.REJECTED: "not ours to contour",
     JobState.FAILED: "somebody must look",
     JobState.CANCELLED: "a person or a later revision ended it",
-    JobState.IGNORED: "a rule chose another series",
+    JobState.IGNORED: "a rule says so, or another series of the study was chosen",
     JobState.HELD: "waits until a person releases it",
 }
 

@@ -18,7 +18,7 @@ from sqlalchemy import Engine, select
 from sqlalchemy.orm import Session
 
 from dicom_node.database import reading, transaction
-from dicom_node.history import MAX_LABELS, Histogram, Histograms
+from dicom_node.history import Histograms, put
 from dicom_node.schema import Job, Series, ShadowRun
 from dicom_node.states import JobState
 from models.card import ModelDescription
@@ -224,10 +224,7 @@ class AgreementHistory:
             counts = self.compared if run.failure is None else self.failures
             counts[model] = counts.get(model, 0) + 1
             for one in run.agreements or ():
-                self._observe((*model, str(one["name"])), float(one["dice"]))
+                dice = float(one["dice"])
+                bucket = bisect_left(DICE_BOUNDS, dice)
+                put(self.dice, (*model, str(one["name"])), DICE_BOUNDS, (bucket, 1, dice))
             self._read_until, self.last_at = run.id, run.at
-
-    def _observe(self, words: tuple[str, ...], dice: float) -> None:
-        if words in self.dice or len(self.dice) < MAX_LABELS:
-            histogram = self.dice.setdefault(words, Histogram(DICE_BOUNDS))
-            histogram.add(bisect_left(DICE_BOUNDS, dice), 1, dice)

@@ -30,6 +30,9 @@ class StoreKind(StrEnum):
 
 
 KEPT = frozenset({StoreKind.STORED, StoreKind.WARNING})
+DELIVERED = KEPT | {StoreKind.DUPLICATE}
+"""Our SOP Instance UIDs are derived from all that an RT-STRUCT is made of: what a destination has under this
+UID is this one, from an attempt whose answer was lost or from an earlier push."""
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,12 @@ Never changes or delays either.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from pydicom import Dataset, dcmread
@@ -21,12 +22,13 @@ from dicom_node import audit_message
 from dicom_node.audit_message import Action, Node, Outcome, Study
 from dicom_node.audit_stream import AuditStream
 from dicom_node.config import AnyDestination, Destination, FolderDestination
-from dicom_node.store_status import KEPT, StoreKind, StoreOutcome
+from dicom_node.store_status import DELIVERED, StoreOutcome
+
+if TYPE_CHECKING:  # whoever receives does not load what sends
+    from dicom_node.deliverer import Store
 
 STUDIES_AN_ASSOCIATION = 1_000
 """More are not told of one by one: a peer that sends so many studies at once is no scanner."""
-
-Store = Callable[[AnyDestination, str, Path], AbstractContextManager[StoreOutcome]]
 
 
 @dataclass
@@ -102,7 +104,7 @@ def audited(store: Store, stream: AuditStream) -> Store:
         here, there = _ends(destination, own_ae_title)
         stream.emit(lambda: audit_message.begins(own, here, there, _study(file), clock()))
         with store(destination, own_ae_title, file) as outcome:
-            is_there = outcome.kind in KEPT | {StoreKind.DUPLICATE}
+            is_there = outcome.kind in DELIVERED
             stream.emit(
                 lambda: audit_message.transferred(
                     *(own, here, there, _study(file), clock(), Action.READ),
