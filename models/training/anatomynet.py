@@ -33,12 +33,18 @@ class Architecture:
             "3D Res UNet" and "3D SE Res UNet" without "(Concat)" add.
         down_samplings: how often the resolution is halved, 1 to 4; the paper's "Pool 1" to "Pool 4".
         widths: channels after the stem and after each of the three encoder stages.
+        finish: channels of the last block, which works at the resolution of the input; 14 in the paper.
+        detail: channels of a branch that sees the input at its own resolution, beside the whole plan, and
+            joins it in the last block; 0 as in the paper, whose features are all at half the resolution.
+            For grids so coarse that half of it loses an organ's border.
     """
 
     block: Block = "se_residual"
     merge: Merge = "concatenate"
     down_samplings: Literal[1, 2, 3, 4] = 1
     widths: tuple[int, int, int, int] = (28, 30, 32, 34)
+    finish: int = 14
+    detail: int = 0
 
     @property
     def multiple_of(self) -> int:
@@ -193,10 +199,17 @@ class AnatomyNet(nn.Module):
         self.up = _normed(
             nn.ConvTranspose3d(stem, _UP_CHANNELS, kernel_size=2, stride=2, bias=False), _UP_CHANNELS
         )
+        shortcut = plan.block != "plain"
+        self.detail: nn.Module | None = None
+        if plan.detail:
+            self.detail = nn.Sequential(
+                _normed(_conv3(1, plan.detail), plan.detail),
+                ResidualBlock(plan.detail, plan.detail, None, shortcut=shortcut),
+            )
         self.refine = ResidualBlock(
-            _UP_CHANNELS + 1, _UP_CHANNELS, None, shortcut=plan.block != "plain", projection_kernel=3
+            _UP_CHANNELS + 1 + plan.detail, plan.finish, None, shortcut=shortcut, projection_kernel=3
         )
-        self.head = nn.Conv3d(_UP_CHANNELS, classes, kernel_size=3, padding=1)
+        self.head = nn.Conv3d(plan.finish, classes, kernel_size=3, padding=1)
 
     def forward(self, image: Tensor) -> Tensor:
         """Logits (batch, classes, slices, rows, columns); softmax over dim 1 gives probabilities."""
@@ -207,5 +220,6 @@ class AnatomyNet(nn.Module):
         up = self.decode3(self.join3(third, second))
         up = self.decode2(self.join2(up, first))
         up = self.decode1(self.join1(up, half))
-        logits: Tensor = self.head(self.refine(torch.cat((self.up(up), image), dim=1)))
+        seen = (self.up(up), image) if self.detail is None else (self.up(up), image, self.detail(image))
+        logits: Tensor = self.head(self.refine(torch.cat(seen, dim=1)))
         return logits

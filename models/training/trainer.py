@@ -106,14 +106,27 @@ class _Run:
         self.step = state["step"]
 
     def start_from(self, path: Path) -> None:
-        """Take over the averaged weights of another training, as far as the layers have the same shape."""
+        """Take over another training's averaged weights, as far as the layers are there and wide enough."""
         theirs = torch.load(path, weights_only=True, map_location="cpu")["average"]
         mine = self.network.state_dict()
-        taken = {
-            key: value for key, value in theirs.items() if key in mine and mine[key].shape == value.shape
-        }
+        taken = {key: _widened(value, mine[key]) for key, value in theirs.items() if key in mine}
         for network in (self.network, self.average):
-            network.load_state_dict(taken, strict=False)
+            network.load_state_dict(mine | taken)
+
+
+def _widened(theirs: Tensor, mine: Tensor) -> Tensor:
+    """A layer's weights with another's in its first channels, which then answer as they did.
+
+    What is new feeds the old channels with zeros, at first; `mine` stays where it is narrower than `theirs`.
+    """
+    if theirs.dim() != mine.dim() or any(a > b for a, b in zip(theirs.shape, mine.shape, strict=True)):
+        return mine
+    if theirs.shape == mine.shape:
+        return theirs
+    result = mine.clone()
+    result[: theirs.shape[0]] = 0
+    result[tuple(slice(0, extent) for extent in theirs.shape)] = theirs
+    return result
 
 
 def _keep_freed_memory() -> None:

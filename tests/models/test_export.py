@@ -34,7 +34,7 @@ CONFIG = {
         "kept_back": {"Eye_L": "too few patients"},
     },
 }
-ARCHITECTURE = Architecture(down_samplings=2)
+ARCHITECTURE = Architecture(down_samplings=2, finish=16, detail=4)
 DRAWN = [0, 1, 3]
 """Background, brainstem, parotid: the eye is kept back."""
 

@@ -33,6 +33,19 @@ def test_every_network_of_the_ablation_gives_a_logit_for_each_class_and_voxel_an
     assert all(parameter.grad is not None for parameter in network.parameters())
 
 
+@pytest.mark.parametrize("block", ["plain", "residual", "se_residual"])
+def test_a_detail_branch_sees_the_input_at_its_own_resolution_and_learns(block: str) -> None:
+    network = AnatomyNet(3, Architecture(block, widths=(4, 5, 6, 7), finish=6, detail=5))  # type: ignore[arg-type]
+    assert network.detail is not None
+    seen: list[tuple[int, ...]] = []
+    network.detail.register_forward_hook(lambda _module, _given, out: seen.append(tuple(out.shape)))
+    logits = network(torch.rand(2, 1, 8, 16, 12))
+    assert seen == [(2, 5, 8, 16, 12)]
+    assert logits.shape == (2, 3, 8, 16, 12)
+    logits.square().mean().backward()
+    assert all(parameter.grad is not None for parameter in network.parameters())
+
+
 def test_gates_and_shortcuts_are_what_tells_the_blocks_apart() -> None:
     names = {
         block: "".join(name for name, _ in AnatomyNet(3, Architecture(block=block)).named_parameters())  # type: ignore[arg-type]

@@ -13,6 +13,7 @@ import yaml
 torch = pytest.importorskip("torch", reason="training needs the extra `train` (torch)")
 
 from models.card import PACKAGES  # noqa: E402
+from models.export import load_average  # noqa: E402
 from models.training.ablation import read_ablation  # noqa: E402
 from models.training.config import Phase, TrainingConfigError, read_config  # noqa: E402
 from models.training.held_out import read_scores  # noqa: E402
@@ -108,6 +109,23 @@ def test_another_trainings_weights_are_taken_over_where_the_layers_agree(
     for name in before:
         if not name.startswith("head"):
             torch.testing.assert_close(after[name], before[name], msg=name)
+
+
+def test_a_wider_network_answers_at_first_as_the_one_whose_weights_it_took_over(
+    patients: Path, tmp_path: Path
+) -> None:
+    first = train(CONFIG, patients, tmp_path / "first", report=_quiet)
+    wider = replace(
+        CONFIG,
+        network=replace(CONFIG.network, finish=CONFIG.network.finish + 3, detail=4),
+        phases=(Phase(steps=1, batch=1, shape=(16, 16, 16), rates=(0.0, 0.0), frozen_norm=True),),
+        weight_decay=0.0,
+    )
+    second = train(wider, patients, tmp_path / "second", start_from=first, report=_quiet)
+    image = torch.rand(1, 1, 16, 24, 16)
+    narrow, wide = load_average(first, CONFIG), load_average(second, wider)
+    assert sum(value.numel() for value in wide.parameters()) > sum(v.numel() for v in narrow.parameters())
+    torch.testing.assert_close(wide(image), narrow(image))
 
 
 def test_training_finds_the_structures_of_a_phantom_that_it_was_never_shown(
