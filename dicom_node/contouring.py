@@ -39,7 +39,7 @@ from inference.errors import (
     InferenceFailedError,
     OutsideModelError,
 )
-from inference.flags import LEFT_OUT, NOT_FOUND
+from inference.flags import LEFT_OUT, NOT_FOUND, flag_words
 from inference.segmentation import Segmentation
 from inference.segmenter import Segmenter
 from models.card import PACKAGES, ModelDescription, ModelPackage, ModelPackageError, read_package
@@ -295,8 +295,8 @@ def in_words(report: Report) -> list[str]:
         found = f"{roi['volume_cm3']:8.1f} cm3  {roi['contours']:4d} contours"
         if not roi["contours"]:
             found = "left out" if LEFT_OUT in roi["flags"] else "not found"
-        flags = [flag.replace("_", " ") for flag in roi["flags"] if flag not in (NOT_FOUND, LEFT_OUT)]
-        lines.append("  ".join((f"  {roi['name']:<16}", found, ", ".join(flags))).rstrip())
+        flags = flag_words(roi["flags"], unsaid=(NOT_FOUND, LEFT_OUT))
+        lines.append("  ".join((f"  {roi['name']:<16}", found, flags)).rstrip())
     lines += [f"note: {note}" for note in report["notes"]]
     lines.append("seconds: " + ", ".join(f"{stage} {value:.2f}" for stage, value in seconds.items()))
     lines.append("Not a medical device: every contour must be reviewed by a qualified person.")

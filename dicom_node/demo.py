@@ -33,6 +33,7 @@ from dicom_node.rehearsal import NODE, SCANNER, JobSeen, Rehearsal, RehearsalErr
 from dicom_node.rt_struct import NOT_A_MEDICAL_DEVICE
 from dicom_node.send import send_folder
 from dicom_node.states import JobState
+from inference.flags import flag_words
 from inference.segmentation import Segmentation, StructureMap
 from models.card import PACKAGES, read_package
 
@@ -183,7 +184,7 @@ def _show(console: Console, result: _Result) -> None:
     rois.add_column("to look at")
     for roi in (result.job.report or {}).get("rois", ()):
         confidence = "" if roi["confidence"] is None else f"{roi['confidence']:.2f}"
-        flags = ", ".join(flag.replace("_", " ") for flag in roi["flags"])
+        flags = flag_words(roi["flags"])
         rois.add_row(roi["name"], f"{roi['volume_cm3']:.1f} cm³", str(roi["contours"]), confidence, flags)
     console.print(rois)
 

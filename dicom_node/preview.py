@@ -18,7 +18,7 @@ from pydicom import dcmread
 from dicom_node.ct_series import CtSeries
 from dicom_node.received import ReceivedRoi, read_rois
 from dicom_node.views import Floats, View, three_views
-from inference.flags import LEFT_OUT, NOT_FOUND
+from inference.flags import LEFT_OUT, NOT_FOUND, flag_words
 from inference.volume import PlaneStack
 
 TITLE = "Automatic contours, not approved"
@@ -69,7 +69,7 @@ class Line:
     @property
     def remarks(self) -> str:
         """What to look at, in words."""
-        return ", ".join(flag.replace("_", " ") for flag in self.flags if flag not in _SAID_OTHERWISE)
+        return flag_words(self.flags, unsaid=_SAID_OTHERWISE)
 
     @property
     def volume(self) -> str:

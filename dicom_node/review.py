@@ -14,7 +14,7 @@ from dicom_node.config import Config
 from dicom_node.ct_series import CtSeries
 from dicom_node.errors import SeriesRejectedError
 from dicom_node.refusals import Refusal
-from inference.flags import LEFT_OUT, TILTED, UNEVEN
+from inference.flags import LEFT_OUT, TILTED, UNEVEN, flag_words
 from inference.postprocessing import absent
 from inference.segmentation import Segmentation, StructureMap
 
@@ -75,6 +75,6 @@ def _of_the_series(series: CtSeries, flags: Collection[str]) -> Iterator[str]:
 
 def _of_structures(segmentation: Segmentation, flags: Collection[str]) -> Iterator[str]:
     for found in segmentation.structures:
-        odd = [flag.replace("_", " ") for flag in found.flags if flag in flags]
+        odd = flag_words(flag for flag in found.flags if flag in flags)
         if odd and LEFT_OUT not in found.flags:
-            yield f"{found.structure.name}: {', '.join(odd)}"
+            yield f"{found.structure.name}: {odd}"

@@ -30,7 +30,7 @@ from dicom_node.refusals import Refusal
 from dicom_node.structure_template import UNCHANGED, Appearance, Template, appearance
 from dicom_node.uids import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME, derive_uid
 from inference.contours import Contour, ContourMode, trace
-from inference.flags import LEFT_OUT, NOT_FOUND
+from inference.flags import LEFT_OUT, NOT_FOUND, flag_words
 from inference.postprocessing import volume_cm3
 from inference.segmentation import Segmentation, StructureMap
 from inference.volume import PlaneStack
@@ -268,7 +268,7 @@ class _Absent:
             if seen is None:
                 not_wanted.append(found.structure.name)
             elif LEFT_OUT in found.flags:
-                why = ", ".join(flag.replace("_", " ") for flag in found.flags if flag != LEFT_OUT)
+                why = flag_words(found.flags, unsaid=(LEFT_OUT,))
                 left_out.append(f"{seen.name} ({why})")
             elif number not in drawn:
                 not_found.append(seen.name)

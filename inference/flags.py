@@ -7,6 +7,8 @@ Never judges: `plausibility.py` does, and the product's policy says what follows
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 NOT_FOUND = "not_found"
 CUT_BY_FIELD_OF_VIEW = "cut_by_field_of_view"
 CUT_BY_MODEL_EXTENT = "cut_by_model_extent"
@@ -36,3 +38,9 @@ TILTED = "tilted"
 UNEVEN = "uneven"
 SERIES_FLAGS = (TILTED, UNEVEN)
 """Of a series: both are contoured exactly, but not every planning system shows them so."""
+
+
+def flag_words(flags: Iterable[str], unsaid: Iterable[str] = ()) -> str:
+    """`low confidence, in pieces`: flags as a person reads them, without those that are said elsewhere."""
+    left_unsaid = tuple(unsaid)
+    return ", ".join(flag.replace("_", " ") for flag in flags if flag not in left_unsaid)
