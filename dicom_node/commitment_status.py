@@ -74,7 +74,8 @@ FAILURE_REASONS: Mapping[int, Meaning] = {
 def of_action(status: int | None) -> Meaning:
     """What an N-ACTION status other than success means; None is no answer."""
     if status is None:
-        return Meaning(Fate.ASK_AGAIN, "gave no answer to the request for a commitment")
+        unanswered = "gave no answer to the request for a commitment (does it know this node's AE title?)"
+        return Meaning(Fate.ASK_AGAIN, unanswered)
     unknown = Meaning(Fate.ASK_AGAIN, "could not take the request for a commitment now")
     known = ACTION_STATUSES.get(status, unknown)
     return Meaning(known.fate, f"{known.reason} (0x{status:04X})")
