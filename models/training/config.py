@@ -102,6 +102,8 @@ class TrainingConfig:
     Attributes:
         structures: TG-263 names, in the order of the channels.
         spacing_mm: the model's grid (slice, row, column).
+        patients_with: only patients in whom at least one of these was drawn are taught and watched; empty
+            takes all in whom any structure was.
         roi_names: for archives of DICOM: other names under which a structure was drawn.
         precision: of the forward pass; the weights and sums stay in float32.
         ema_decay: how slowly the averaged weights, which are the result, follow the trained ones.
@@ -116,6 +118,7 @@ class TrainingConfig:
     objective: Objective = Objective()
     augmentation: Augmentation = Augmentation()
     folds: Folds = Folds()
+    patients_with: tuple[str, ...] = ()
     roi_names: dict[str, tuple[str, ...]] = Field(default_factory=dict)
     precision: Literal["bfloat16", "float32"] = "bfloat16"
     weight_decay: Annotated[float, Field(ge=0)] = 1e-4
@@ -130,6 +133,8 @@ class TrainingConfig:
             raise ValueError(f"models/anatomy.py does not know {', '.join(unknown)}: add them to ANATOMY")
         if strangers := [name for name in self.published.kept_back if name not in self.structures]:
             raise ValueError(f"published.kept_back names {', '.join(strangers)}, which are not trained")
+        if strangers := [name for name in self.patients_with if name not in self.structures]:
+            raise ValueError(f"patients_with names {', '.join(strangers)}, which are not trained")
         multiple = self.network.multiple_of
         for phase in self.phases:
             if any(extent % multiple for extent in phase.shape):
@@ -226,6 +231,7 @@ def prolongs(later: str, earlier: str) -> bool:
     Args:
         later, earlier: as `as_json` gave them.
     """
-    new, old = json.loads(later), json.loads(earlier)
+    # A checkpoint of an earlier release lacks the keys that came since; their defaults are what it did.
+    new, old = json.loads(later), json.loads(as_json(_SCHEMA.validate_json(earlier)))
     phases = old["phases"]
     return bool(new["phases"][: len(phases)] == phases and {**new, "phases": phases} == old)

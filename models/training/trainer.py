@@ -48,15 +48,16 @@ class Parts:
 
 
 def read_patients(config: TrainingConfig, data: Path) -> Parts:
-    """All patients of a folder with at least one believable structure; the held-out fold apart."""
+    """All patients of a folder with a believable structure of those that count; the held-out fold apart."""
     archive = open_archive(data, config.roi_names)
     names = archive.names()
     held_out = config.folds.held_out
     watched = [] if held_out is None else split_in_folds(names, config.folds.count)[held_out]
     parts = Parts([], [])
+    wanted = [1 + config.structures.index(name) for name in config.patients_with or config.structures]
     for name in names:
         patient = archive.read(name, config.structures)
-        if patient.annotated[1:].any():
+        if patient.annotated[wanted].any():
             (parts.watched if name in watched else parts.taught).append(patient)
     return parts
 
