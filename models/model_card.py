@@ -15,6 +15,7 @@ from pathlib import Path
 
 from models.card import ModelDescription, Structure, read_package
 from models.evaluation.goals import GOALS, Goal
+from models.training.anatomynet import Architecture
 from models.training.config import TrainingConfig
 
 EVALUATION = "evaluation"
@@ -213,6 +214,7 @@ def _training(training: TrainingConfig) -> list[str]:
         "focal": "soft Dice and focal loss",
         "cross_entropy": "soft Dice and cross-entropy",
     }
+    begun = "" if training.begun_with is None else f"begun with the weights of `{training.begun_with}`; "
     return [
         "## Training",
         "",
@@ -220,10 +222,18 @@ def _training(training: TrainingConfig) -> list[str]:
             f"{held_out}; the validation patients were used for reporting only.",
             "The contours are those of many clinics under no single protocol; those with an implausible "
             "volume or mean HU were left out. A structure that nobody drew counts as unknown, not as absent.",
-            f"{training.total_steps} steps; {term[training.objective.voxel_term]}; AdamW; the weights are a "
-            "moving average. The configurations are in `models/configs/`.",
+            _network(training.network),
+            f"{training.total_steps} steps; {begun}{term[training.objective.voxel_term]}; AdamW; the weights "
+            "are a moving average. The configurations are in `models/configs/`.",
         ),
     ]
+
+
+def _network(plan: Architecture) -> str:
+    block = {"plain": "plain", "residual": "residual", "se_residual": "squeeze-and-excitation residual"}
+    detail = f", and a branch of {plan.detail} channels at the resolution of the input" if plan.detail else ""
+    halved = "once" if plan.down_samplings == 1 else f"{plan.down_samplings} times"
+    return f"The paper's network with {block[plan.block]} blocks, halved {halved}{detail}."
 
 
 _FROM_DICE = 0.05

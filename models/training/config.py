@@ -102,6 +102,8 @@ class TrainingConfig:
     Attributes:
         structures: TG-263 names, in the order of the channels.
         spacing_mm: the model's grid (slice, row, column).
+        begun_with: the configuration whose trained weights are the first ones here (`--start-from`); none
+            begins with random ones.
         patients_with: only patients in whom at least one of these was drawn are taught and watched; empty
             takes all in whom any structure was.
         roi_names: for archives of DICOM: other names under which a structure was drawn.
@@ -118,6 +120,7 @@ class TrainingConfig:
     objective: Objective = Objective()
     augmentation: Augmentation = Augmentation()
     folds: Folds = Folds()
+    begun_with: str | None = None
     patients_with: tuple[str, ...] = ()
     roi_names: dict[str, tuple[str, ...]] = Field(default_factory=dict)
     precision: Literal["bfloat16", "float32"] = "bfloat16"

@@ -36,7 +36,7 @@ _M_MMAP_MAX = -4
 
 
 class ResumeError(Exception):
-    """A checkpoint that another training left; the message says what to do."""
+    """A checkpoint that another training left, or one that is missing; the message says what to do."""
 
 
 @dataclass(frozen=True)
@@ -218,7 +218,7 @@ def train(
         start_from: another training's checkpoint, whose averaged weights are the first ones here.
 
     Raises:
-        ResumeError: `output` holds a checkpoint of another configuration.
+        ResumeError: `output` holds another configuration's checkpoint, or the one to start from is missing.
         ArchiveError: a patient cannot be read.
     """
     output.mkdir(parents=True, exist_ok=True)
@@ -232,6 +232,11 @@ def train(
         report(f"resumed at step {run.step}")
     elif start_from is not None:
         run.start_from(start_from)
+    elif config.begun_with is not None:
+        raise ResumeError(
+            f"this training goes on from the weights of {config.begun_with}: train that one first, "
+            "and name its checkpoint.pt (--start-from)"
+        )
     parts = read_patients(config, data)
     drawn = count_drawn(parts.taught).tolist()
     told = ", ".join(f"{name} {count}" for name, count in zip(config.structures, drawn, strict=True))

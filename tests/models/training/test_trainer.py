@@ -17,7 +17,7 @@ from models.export import load_average  # noqa: E402
 from models.training.ablation import read_ablation  # noqa: E402
 from models.training.config import Phase, TrainingConfigError, read_config  # noqa: E402
 from models.training.held_out import read_scores  # noqa: E402
-from models.training.trainer import ResumeError, train  # noqa: E402
+from models.training.trainer import ResumeError, read_patients, train  # noqa: E402
 from tests.models.small_archive import CONFIG, write_patients  # noqa: E402
 
 
@@ -109,6 +109,29 @@ def test_another_trainings_weights_are_taken_over_where_the_layers_agree(
     for name in before:
         if not name.startswith("head"):
             torch.testing.assert_close(after[name], before[name], msg=name)
+
+
+def test_a_training_that_goes_on_from_another_ones_weights_does_not_begin_without_them(
+    patients: Path, tmp_path: Path
+) -> None:
+    later = replace(CONFIG, begun_with="first.yaml")
+    with pytest.raises(ResumeError, match=r"first\.yaml.*--start-from"):
+        train(later, patients, tmp_path / "run", report=_quiet)
+
+
+def test_only_patients_with_one_of_the_wanted_structures_are_taught_and_watched(tmp_path: Path) -> None:
+    archive = write_patients(tmp_path / "patients", 4)
+    (wanted, *others) = CONFIG.structures
+    for path in sorted(archive.glob("*.npz"))[:2]:
+        with np.load(path) as held:
+            kept = {key: held[key] for key in held.files if key != f"clinical/{wanted}"}
+        np.savez(path, **kept)
+    every = read_patients(CONFIG, archive)
+    some = read_patients(replace(CONFIG, patients_with=(wanted,)), archive)
+    assert len(every.taught) + len(every.watched) == 4
+    assert [patient.annotated[1] for patient in (*some.taught, *some.watched)] == [True, True]
+    with pytest.raises(ValueError, match="not trained"):
+        replace(CONFIG, structures=tuple(others), patients_with=(wanted,))
 
 
 def test_a_wider_network_answers_at_first_as_the_one_whose_weights_it_took_over(
