@@ -602,9 +602,11 @@ def models_export(
     ] = "0.1.0",
     half: Annotated[bool, typer.Option("--half", help="Convolutions in float16, for GPUs.")] = False,
     held_out: Annotated[
-        Path | None,
+        list[Path] | None,
         typer.Option(
-            "--held-out", help="held_out.csv of the training, for thresholds and trust.", exists=True
+            "--held-out",
+            help="held_out.csv of the training, for thresholds and trust; again for taught.csv.",
+            exists=True,
         ),
     ] = None,
 ) -> None:
@@ -612,7 +614,7 @@ def models_export(
     _need_torch()
     from models import export
 
-    described = export.export_package(checkpoint, configuration, data, package, version, half, held_out)
+    described = export.export_package(checkpoint, configuration, data, package, version, half, held_out or ())
     typer.echo(f"{package}: {described.name} {described.version}, sha256 {described.sha256}")
 
 

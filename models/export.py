@@ -7,7 +7,7 @@ Never writes a package whose network answers otherwise than the one that was tra
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -93,7 +93,7 @@ def export_package(
     output: Path,
     version: str = "0.1.0",
     half: bool = False,
-    held_out: Path | None = None,
+    held_out: Sequence[Path] = (),
 ) -> ModelDescription:
     """Write `model.onnx` and `model.yaml` into `output`; its name becomes the model's.
 
@@ -104,7 +104,8 @@ def export_package(
         output: the package's folder, made where it is missing.
         version: of the model; another whenever the weights are.
         half: whether the convolutions run in float16, for GPUs.
-        held_out: a training's `held_out.csv` or `cross_validation.csv`, for thresholds and confidence; None
+        held_out: a training's `held_out.csv` or `cross_validation.csv`, for thresholds and confidence; where
+            the patients in it are few for that, `taught.csv` beside it. None at all
             takes the usual threshold and states the network's own sureness as confidence.
 
     Raises:
@@ -117,7 +118,7 @@ def export_package(
     channels = [0, *(1 + training.structures.index(name) for name in training.drawn)]
     probabilities = Probabilities(load_average(checkpoint, training), channels, half).eval()
     write_onnx(probabilities, onnx, training.network.multiple_of)
-    trusts = {} if held_out is None else calibrate(read_scores(held_out))
+    trusts = calibrate([score for table in held_out for score in read_scores(table)])
     described = describe(training, output.name, version, sha256_of(onnx), measure(training, data), trusts)
     content = yaml.safe_dump(
         described.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=110

@@ -104,8 +104,6 @@ class TrainingConfig:
         spacing_mm: the model's grid (slice, row, column).
         begun_with: the configuration whose trained weights are the first ones here (`--start-from`); none
             begins with random ones.
-        patients_with: only patients in whom at least one of these was drawn are taught and watched; empty
-            takes all in whom any structure was.
         roi_names: for archives of DICOM: other names under which a structure was drawn.
         precision: of the forward pass; the weights and sums stay in float32.
         ema_decay: how slowly the averaged weights, which are the result, follow the trained ones.
@@ -121,7 +119,6 @@ class TrainingConfig:
     augmentation: Augmentation = Augmentation()
     folds: Folds = Folds()
     begun_with: str | None = None
-    patients_with: tuple[str, ...] = ()
     roi_names: dict[str, tuple[str, ...]] = Field(default_factory=dict)
     precision: Literal["bfloat16", "float32"] = "bfloat16"
     weight_decay: Annotated[float, Field(ge=0)] = 1e-4
@@ -136,8 +133,6 @@ class TrainingConfig:
             raise ValueError(f"models/anatomy.py does not know {', '.join(unknown)}: add them to ANATOMY")
         if strangers := [name for name in self.published.kept_back if name not in self.structures]:
             raise ValueError(f"published.kept_back names {', '.join(strangers)}, which are not trained")
-        if strangers := [name for name in self.patients_with if name not in self.structures]:
-            raise ValueError(f"patients_with names {', '.join(strangers)}, which are not trained")
         multiple = self.network.multiple_of
         for phase in self.phases:
             if any(extent % multiple for extent in phase.shape):
@@ -225,7 +220,8 @@ def _extended(content: Any, where: Path) -> Any:
 
 def as_json(config: TrainingConfig) -> str:
     """What of the configuration decides the weights, as a checkpoint keeps it to compare."""
-    return _SCHEMA.dump_json(config, exclude={"published"}).decode()
+    # Where the weights began is asked for at the first step only.
+    return _SCHEMA.dump_json(config, exclude={"published", "begun_with"}).decode()
 
 
 def prolongs(later: str, earlier: str) -> bool:

@@ -48,16 +48,15 @@ class Parts:
 
 
 def read_patients(config: TrainingConfig, data: Path) -> Parts:
-    """All patients of a folder with a believable structure of those that count; the held-out fold apart."""
+    """All patients of a folder with at least one believable structure; the held-out fold apart."""
     archive = open_archive(data, config.roi_names)
     names = archive.names()
     held_out = config.folds.held_out
     watched = [] if held_out is None else split_in_folds(names, config.folds.count)[held_out]
     parts = Parts([], [])
-    wanted = [1 + config.structures.index(name) for name in config.patients_with or config.structures]
     for name in names:
         patient = archive.read(name, config.structures)
-        if patient.annotated[wanted].any():
+        if patient.annotated[1:].any():
             (parts.watched if name in watched else parts.taught).append(patient)
     return parts
 
@@ -211,7 +210,8 @@ def train(
 
     Writes `checkpoint.pt`, `loss.csv`, `watch.csv` (Dice of the averaged weights on the held-out training
     patients) and `curves.png` into `output`, and at the end `held_out.csv`: what those patients say of each
-    threshold, which the export selects and calibrates by. Returns the checkpoint's path.
+    threshold, which the export selects and calibrates by; `taught.csv` is the same of the others. Returns
+    the checkpoint's path.
 
     Args:
         data: an archive that `models.archives.layouts` knows.
@@ -244,10 +244,9 @@ def train(
     weights = torch.tensor(config.objective.class_weights(drawn), device=device)
     curves = Curves(output, config.structures, run.step)
     _run_to_the_end(run, config, parts, weights, curves, checkpoint, report)
-    multiple_of = config.network.multiple_of
-    write_scores(
-        output / "held_out.csv", judge(run.average, config.view, multiple_of, parts.watched, THRESHOLDS)
-    )
+    for table, patients in (("held_out.csv", parts.watched), ("taught.csv", parts.taught)):
+        scores = judge(run.average, config.view, config.network.multiple_of, patients, THRESHOLDS)
+        write_scores(output / table, scores)
     return checkpoint
 
 

@@ -17,7 +17,7 @@ from models.export import load_average  # noqa: E402
 from models.training.ablation import read_ablation  # noqa: E402
 from models.training.config import Phase, TrainingConfigError, read_config  # noqa: E402
 from models.training.held_out import read_scores  # noqa: E402
-from models.training.trainer import ResumeError, read_patients, train  # noqa: E402
+from models.training.trainer import ResumeError, train  # noqa: E402
 from tests.models.small_archive import CONFIG, write_patients  # noqa: E402
 
 
@@ -66,7 +66,7 @@ def test_a_training_cut_off_and_resumed_gives_the_weights_and_curves_of_an_unint
 
     for name, tensor in _weights(whole).items():
         torch.testing.assert_close(_weights(resumed)[name], tensor, msg=name)
-    for table in ("loss.csv", "watch.csv", "held_out.csv"):
+    for table in ("loss.csv", "watch.csv", "held_out.csv", "taught.csv"):
         assert (tmp_path / "whole" / table).read_text() == (tmp_path / "resumed" / table).read_text()
     assert (tmp_path / "whole" / "curves.png").stat().st_size > 1000
 
@@ -117,21 +117,6 @@ def test_a_training_that_goes_on_from_another_ones_weights_does_not_begin_withou
     later = replace(CONFIG, begun_with="first.yaml")
     with pytest.raises(ResumeError, match=r"first\.yaml.*--start-from"):
         train(later, patients, tmp_path / "run", report=_quiet)
-
-
-def test_only_patients_with_one_of_the_wanted_structures_are_taught_and_watched(tmp_path: Path) -> None:
-    archive = write_patients(tmp_path / "patients", 4)
-    (wanted, *others) = CONFIG.structures
-    for path in sorted(archive.glob("*.npz"))[:2]:
-        with np.load(path) as held:
-            kept = {key: held[key] for key in held.files if key != f"clinical/{wanted}"}
-        np.savez(path, **kept)
-    every = read_patients(CONFIG, archive)
-    some = read_patients(replace(CONFIG, patients_with=(wanted,)), archive)
-    assert len(every.taught) + len(every.watched) == 4
-    assert [patient.annotated[1] for patient in (*some.taught, *some.watched)] == [True, True]
-    with pytest.raises(ValueError, match="not trained"):
-        replace(CONFIG, structures=tuple(others), patients_with=(wanted,))
 
 
 def test_a_wider_network_answers_at_first_as_the_one_whose_weights_it_took_over(
