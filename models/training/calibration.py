@@ -58,11 +58,11 @@ class _Usual:
 
 
 def calibrate(scores: Sequence[HeldOutScore]) -> dict[str, Trust]:
-    """By structure, for all that at least two patients have."""
+    """By structure, for all that were found in at least two patients."""
     groups: dict[str, list[HeldOutScore]] = {}
     for one in scores:
         groups.setdefault(one.structure, []).append(one)
-    thresholds = {name: best_threshold(group) for name, group in groups.items() if len(group) > 1}
+    thresholds = {name: best_threshold(group) for name, group in groups.items() if _found(group) > 1}
     pairs = _pairs(scores, thresholds)
     usual = {name: _usual([one.judged for one in pairs if one.structure == name]) for name in thresholds}
     own, others = _slopes(pairs, usual)
@@ -81,6 +81,10 @@ def calibrate(scores: Sequence[HeldOutScore]) -> dict[str, Trust]:
         name: Trust(threshold, calibrations[name], _least(name, pairs, expected))
         for name, threshold in thresholds.items()
     }
+
+
+def _found(group: Sequence[HeldOutScore]) -> int:
+    return sum(all(judged.sureness > 0 for judged in score.at.values()) for score in group)
 
 
 def rank_correlation(scores: Sequence[HeldOutScore], trusts: Mapping[str, Trust]) -> float:
@@ -105,11 +109,13 @@ def best_threshold(group: Sequence[HeldOutScore]) -> float:
 
 
 def _pairs(scores: Sequence[HeldOutScore], thresholds: Mapping[str, float]) -> list[_Pair]:
-    return [
+    """What was found: of the rest no confidence is stated."""
+    at_their_threshold = (
         _Pair(one.patient, one.structure, one.at[thresholds[one.structure]])
         for one in scores
         if one.structure in thresholds
-    ]
+    )
+    return [one for one in at_their_threshold if one.judged.sureness > 0]
 
 
 def _usual(group: Sequence[Judged]) -> _Usual:
