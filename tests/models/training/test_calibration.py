@@ -63,6 +63,12 @@ def test_one_in_ten_is_sent_to_a_person() -> None:
     assert 0.7 < least < trusts["Brainstem"].calibration.dice_mean
 
 
+def test_what_was_not_found_does_not_change_how_far_what_was_found_is_trusted() -> None:
+    found = hard_and_easy_patients()
+    missed = [score(100 + number, "Brainstem", 0.0, 0.0) for number in range(3)]
+    assert calibrate([*found, *missed])["Brainstem"] == calibrate(found)["Brainstem"]
+
+
 def test_a_single_patient_calibrates_nothing() -> None:
     assert calibrate([score(1, "Eye_L", 0.8, 0.9), *hard_and_easy_patients(3)]).keys() == {
         "Brainstem",
