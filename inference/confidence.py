@@ -45,13 +45,16 @@ def confidences(found: Mapping[str, float], calibrations: Mapping[str, Calibrati
     result = {}
     for name, value in found.items():
         if name in scores:
-            calibration, others = calibrations[name], mean_of_others(name, scores)
+            calibration, others = calibrations[name], middle_of_others(name, scores)
             value = calibration.dice_mean + calibration.own * scores[name] + calibration.others * others
         result[name] = round(min(1.0, max(0.0, value)), 3)
     return result
 
 
-def mean_of_others(name: str, scores: Mapping[str, float]) -> float:
-    """Over the patient's other structures; 0, the usual, where there is none."""
+def middle_of_others(name: str, scores: Mapping[str, float]) -> float:
+    """The median over the patient's other structures; 0, the usual, where there is none.
+
+    A lung or a brain of which the scan holds a corner is unsure beyond all measure: a mean would follow it.
+    """
     others = [score for other, score in scores.items() if other != name]
-    return float(np.mean(others)) if others else 0.0
+    return float(np.median(others)) if others else 0.0

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import spearmanr
 
-from inference.confidence import confidences, mean_of_others
+from inference.confidence import confidences, middle_of_others
 from models.card import Calibration
 from models.training.held_out import THRESHOLDS, USUAL_THRESHOLD, HeldOutScore, Judged
 
@@ -136,7 +136,7 @@ def _slopes(pairs: Sequence[_Pair], usual: Mapping[str, _Usual]) -> tuple[float,
     for one in pairs:
         mine = by_patient[one.patient]
         mean, sd = usual[one.structure].dice
-        seen.append((mine[one.structure], mean_of_others(one.structure, mine)))
+        seen.append((mine[one.structure], middle_of_others(one.structure, mine)))
         wanted.append((one.judged.dice - mean) / sd)
     if not seen:
         return 0.0, 0.0

@@ -26,7 +26,7 @@ CONFIG = {
     "window": {"lower_hu": -200, "upper_hu": 400},
     "seed": 1,
     "phases": [{"steps": 1, "batch": 1, "shape": [16, 16, 16], "rates": [0.1, 0.1]}],
-    "network": {"down_samplings": 2},
+    "network": {"down_samplings": 2, "finish": 16, "detail": 4},
     "published": {
         "summary": "a network of the tests",
         "attributions": ["nobody"],
