@@ -51,3 +51,10 @@ def test_a_confidence_stays_between_nought_and_one() -> None:
     steep = {"A": calibration(own=5.0, others=0.0)}
     assert confidences({"A": 1.0}, steep) == {"A": 1.0}
     assert confidences({"A": 0.1}, steep) == {"A": 0.0}
+
+
+def test_one_organ_of_which_a_corner_is_in_the_scan_does_not_change_how_far_the_others_are_trusted() -> None:
+    calibrations = {name: calibration(own=0.05, others=0.1) for name in "ABCD"}
+    whole = confidences({"A": 0.92, "B": 0.9, "C": 0.9, "D": 0.9}, calibrations)
+    cornered = confidences({"A": 0.92, "B": 0.9, "C": 0.9, "D": 0.1}, calibrations)
+    assert cornered["A"] == whole["A"]
