@@ -552,11 +552,11 @@ def models_train(
     ] = None,
 ) -> None:
     """Train a network; resumes where a checkpoint is (extra `train`)."""
-    _need_torch()
-    from models.training.config import read_config
-    from models.training.trainer import train
+    with _training():
+        from models.training.config import read_config
+        from models.training.trainer import train
 
-    train(read_config(configuration), data, output, start_from, report=typer.echo)
+        train(read_config(configuration), data, output, start_from, report=typer.echo)
 
 
 @models_app.command("crossvalidate")
@@ -569,11 +569,11 @@ def models_crossvalidate(
     ] = None,
 ) -> None:
     """Train each fold and judge it on the patients that it was not taught (extra `train`)."""
-    _need_torch()
-    from models.training.config import read_config
-    from models.training.cross_validation import cross_validate
+    with _training():
+        from models.training.config import read_config
+        from models.training.cross_validation import cross_validate
 
-    cross_validate(read_config(configuration), data, output, start_from, report=typer.echo)
+        cross_validate(read_config(configuration), data, output, start_from, report=typer.echo)
 
 
 @models_app.command("ablate")
@@ -583,10 +583,10 @@ def models_ablate(
     output: Annotated[Path, typer.Option("--output", help="Checkpoints and tables; resumed when there.")],
 ) -> None:
     """Train the paper's other networks with one budget each and compare them (extra `train`)."""
-    _need_torch()
-    from models.training.ablation import ablate, read_ablation
+    with _training():
+        from models.training.ablation import ablate, read_ablation
 
-    ablate(read_ablation(configuration), data, output, report=typer.echo)
+        ablate(read_ablation(configuration), data, output, report=typer.echo)
 
 
 @models_app.command("export")
@@ -611,11 +611,13 @@ def models_export(
     ] = None,
 ) -> None:
     """Make a model package from a checkpoint (extra `train`)."""
-    _need_torch()
-    from models import export
+    with _training():
+        from models import export
 
-    described = export.export_package(checkpoint, configuration, data, package, version, half, held_out or ())
-    typer.echo(f"{package}: {described.name} {described.version}, sha256 {described.sha256}")
+        described = export.export_package(
+            checkpoint, configuration, data, package, version, half, held_out or ()
+        )
+        typer.echo(f"{package}: {described.name} {described.version}, sha256 {described.sha256}")
 
 
 @models_app.command("card")
@@ -624,11 +626,11 @@ def models_card(
     configuration: Annotated[Path, typer.Argument(help="The training's own.", exists=True)],
 ) -> None:
     """Write a package's MODEL_CARD.md anew, with the figures of its evaluation (extra `train`)."""
-    _need_torch()
-    from models.model_card import write_card
-    from models.training.config import read_config
+    with _training():
+        from models.model_card import write_card
+        from models.training.config import read_config
 
-    typer.echo(write_card(package, read_config(configuration)))
+        typer.echo(write_card(package, read_config(configuration)))
 
 
 class Reference(StrEnum):
@@ -697,9 +699,24 @@ def models_evaluate(
         raise typer.Exit(Exit.FAILED) from problem
 
 
-def _need_torch() -> None:
-    """Raises ConfigurationError, where the extra `train` is not installed."""
+@contextmanager
+def _training() -> Iterator[None]:
+    """Around what needs torch: what a person can put right is said in words.
+
+    Raises:
+        ConfigurationError: the extra `train` is not installed.
+    """
     _need_extra("torch")
+    from models.archives.patients import ArchiveError
+    from models.card import ModelPackageError
+    from models.training.config import TrainingConfigError
+    from models.training.trainer import ResumeError
+
+    try:
+        yield
+    except (ArchiveError, ModelPackageError, ResumeError, TrainingConfigError) as problem:
+        _complain(str(problem))
+        raise typer.Exit(Exit.FAILED) from problem
 
 
 def _need_extra(*modules: str) -> None:
