@@ -18,7 +18,7 @@ from models.card import Calibration
 from models.training.held_out import THRESHOLDS, USUAL_THRESHOLD, HeldOutScore, Judged
 
 _ENOUGH = 10
-"""Fewer patients than this choose no threshold of their own."""
+"""Fewer patients than this choose no threshold of their own, and say of no confidence that it is low."""
 _WORTH = 0.003
 """A threshold other than the usual one must bring at least so much Dice."""
 _FLAGGED_PERCENT = 10.0
@@ -32,7 +32,7 @@ class Trust:
 
     Attributes:
         threshold: the probability from which on a voxel belongs to it.
-        least_confidence: below it a person should look first.
+        least_confidence: below it a person should look first; 0 where too few patients could tell.
     """
 
     threshold: float
@@ -155,4 +155,6 @@ def _expected(pairs: Sequence[_Pair], calibrations: Mapping[str, Calibration]) -
 
 def _least(name: str, pairs: Sequence[_Pair], expected: Sequence[float]) -> float:
     mine = [value for one, value in zip(pairs, expected, strict=True) if one.structure == name]
+    if len(mine) < _ENOUGH:
+        return 0.0
     return round(float(np.percentile(mine, _FLAGGED_PERCENT)), 3)

@@ -69,6 +69,13 @@ def test_what_was_not_found_does_not_change_how_far_what_was_found_is_trusted() 
     assert calibrate([*found, *missed])["Brainstem"] == calibrate(found)["Brainstem"]
 
 
+def test_a_handful_of_patients_says_of_no_confidence_that_it_is_low() -> None:
+    lungs = [score(patient, "Lung_L", 0.95 + patient / 1000, 0.97 + patient / 1000) for patient in range(5)]
+    trusts = calibrate([*hard_and_easy_patients(), *lungs])
+    assert trusts["Lung_L"].least_confidence == 0.0
+    assert trusts["Brainstem"].least_confidence > 0.0
+
+
 def test_a_single_patient_calibrates_nothing() -> None:
     assert calibrate([score(1, "Eye_L", 0.8, 0.9), *hard_and_easy_patients(3)]).keys() == {
         "Brainstem",
