@@ -7,7 +7,7 @@ Never judges: `plausibility.py` does, and the product's policy says what follows
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 NOT_FOUND = "not_found"
 CUT_BY_FIELD_OF_VIEW = "cut_by_field_of_view"
@@ -40,7 +40,6 @@ SERIES_FLAGS = (TILTED, UNEVEN)
 """Of a series: both are contoured exactly, but not every planning system shows them so."""
 
 
-def flag_words(flags: Iterable[str], unsaid: Iterable[str] = ()) -> str:
+def flag_words(flags: Iterable[str], unsaid: Collection[str] = ()) -> str:
     """`low confidence, in pieces`: flags as a person reads them, without those that are said elsewhere."""
-    left_unsaid = tuple(unsaid)
-    return ", ".join(flag.replace("_", " ") for flag in flags if flag not in left_unsaid)
+    return ", ".join(flag.replace("_", " ") for flag in flags if flag not in unsaid)

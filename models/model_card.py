@@ -206,8 +206,7 @@ def _training(training: TrainingConfig) -> list[str]:
     held_out = (
         "All training patients were taught"
         if training.folds.held_out is None
-        else f"One of {training.folds.count} parts of the training patients was held out, to watch over it, "
-        "choose thresholds and calibrate the confidence"
+        else f"One of {training.folds.count} parts of the training patients was held out, to watch over it"
     )
     term = {
         "none": "soft Dice",
@@ -219,7 +218,8 @@ def _training(training: TrainingConfig) -> list[str]:
         "## Training",
         "",
         *_bullets(
-            f"{held_out}; the validation patients were used for reporting only.",
+            f"{held_out}; thresholds and confidence come from training patients, the validation patients "
+            "were used for reporting only.",
             "The contours are those of many clinics under no single protocol; those with an implausible "
             "volume or mean HU were left out. A structure that nobody drew counts as unknown, not as absent.",
             _network(training.network),

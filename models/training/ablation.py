@@ -90,7 +90,8 @@ def ablate(
     scores: dict[str, list[HeldOutScore]] = {}
     for variant in variants:
         report(f"{variant.name}: {variant.note}")
-        checkpoint = train(variant.config, data, output / _slug(variant.name), report=report)
+        folder = output / _slug(variant.name)
+        checkpoint = train(variant.config, data, folder, report=report, judge_taught=False)
         network = load_average(checkpoint, variant.config)
         watched = read_patients(variant.config, data).watched
         multiple_of = variant.config.network.multiple_of

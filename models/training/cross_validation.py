@@ -39,7 +39,7 @@ def cross_validate(
     for fold in range(config.folds.count):
         report(f"fold {fold + 1} of {config.folds.count}")
         one = replace(config, folds=Folds(config.folds.count, fold))
-        train(one, data, output / f"fold_{fold}", start_from, report)
+        train(one, data, output / f"fold_{fold}", start_from, report, judge_taught=False)
         scores += read_scores(output / f"fold_{fold}" / "held_out.csv")
         write_scores(output / "cross_validation.csv", scores)
         (output / "CROSS_VALIDATION.md").write_text(table(one.structures, scores), encoding="utf-8")

@@ -203,6 +203,7 @@ def train(
     output: Path,
     start_from: Path | None = None,
     report: Callable[[str], None] = print,
+    judge_taught: bool = True,
 ) -> Path:
     """Train to the end of the configuration's phases; resume from `output` where it holds a checkpoint.
 
@@ -216,6 +217,7 @@ def train(
     Args:
         data: an archive that `models.archives.layouts` knows.
         start_from: another training's checkpoint, whose averaged weights are the first ones here.
+        judge_taught: whether `taught.csv` is written, which takes as long as many steps.
 
     Raises:
         ResumeError: `output` holds another configuration's checkpoint, or the one to start from is missing.
@@ -244,7 +246,10 @@ def train(
     weights = torch.tensor(config.objective.class_weights(drawn), device=device)
     curves = Curves(output, config.structures, run.step)
     _run_to_the_end(run, config, parts, weights, curves, checkpoint, report)
-    for table, patients in (("held_out.csv", parts.watched), ("taught.csv", parts.taught)):
+    tables = [("held_out.csv", parts.watched)]
+    if judge_taught:
+        tables.append(("taught.csv", parts.taught))
+    for table, patients in tables:
         scores = judge(run.average, config.view, config.network.multiple_of, patients, THRESHOLDS)
         write_scores(output / table, scores)
     return checkpoint

@@ -20,6 +20,13 @@ from models.training.held_out import read_scores  # noqa: E402
 from models.training.trainer import ResumeError, train  # noqa: E402
 from tests.models.small_archive import CONFIG, write_patients  # noqa: E402
 
+UNCHANGING = replace(
+    CONFIG,
+    phases=(Phase(steps=1, batch=1, shape=(16, 16, 16), rates=(0.0, 0.0), frozen_norm=True),),
+    weight_decay=0.0,
+)
+"""A step that leaves the weights as they were."""
+
 
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
@@ -97,12 +104,7 @@ def test_another_trainings_weights_are_taken_over_where_the_layers_agree(
     patients: Path, tmp_path: Path
 ) -> None:
     first = train(CONFIG, patients, tmp_path / "first", report=_quiet)
-    more = replace(
-        CONFIG,
-        structures=(*CONFIG.structures, "Parotid_L"),
-        phases=(Phase(steps=1, batch=1, shape=(16, 16, 16), rates=(0.0, 0.0), frozen_norm=True),),
-        weight_decay=0.0,
-    )
+    more = replace(UNCHANGING, structures=(*CONFIG.structures, "Parotid_L"))
     second = train(more, patients, tmp_path / "second", start_from=first, report=_quiet)
     before, after = _weights(first), _weights(second)
     assert before["head.weight"].shape != after["head.weight"].shape
@@ -123,12 +125,8 @@ def test_a_wider_network_answers_at_first_as_the_one_whose_weights_it_took_over(
     patients: Path, tmp_path: Path
 ) -> None:
     first = train(CONFIG, patients, tmp_path / "first", report=_quiet)
-    wider = replace(
-        CONFIG,
-        network=replace(CONFIG.network, finish=CONFIG.network.finish + 3, detail=4),
-        phases=(Phase(steps=1, batch=1, shape=(16, 16, 16), rates=(0.0, 0.0), frozen_norm=True),),
-        weight_decay=0.0,
-    )
+    plan = CONFIG.network
+    wider = replace(UNCHANGING, network=replace(plan, finish=plan.finish + 3, detail=4))
     second = train(wider, patients, tmp_path / "second", start_from=first, report=_quiet)
     image = torch.rand(1, 1, 16, 24, 16)
     narrow, wide = load_average(first, CONFIG), load_average(second, wider)
